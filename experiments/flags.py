@@ -1,0 +1,351 @@
+"""The command line shared by every experiment.
+
+An experiment declares its flags once and hands its body to `Command.run`:
+
+    def decode_flags(define):
+        define.section("Decode")
+        define.integer("batch", 1, "sequences decoded together", lower=1)
+
+    COMMAND = flags.Command(
+        name="decode",
+        summary="Decodes with a packed ternary model and sets the speed beside its bound.",
+        groups=(flags.model_flags, decode_flags, flags.run_flags),
+        examples=(("--config=70b", "all 80 layers of the Llama-3-70B shape"), ...))
+
+    def decode(args) -> int | None: ...          # args.config, args.layers, args.batch, ...
+
+    def main(argv=None) -> int:
+        return COMMAND.run(decode, argv)
+
+    if __name__ == "__main__":
+        sys.exit(main())
+
+`--config=70b` names a model and `--config.num_layers=4` makes another one of it,
+in any order. Each parse has its own flag values, so `main` may be called again and
+again in one process.
+"""
+
+import collections.abc
+import dataclasses
+import errno
+import os
+import re
+import shlex
+import sys
+import textwrap
+import traceback
+import types
+
+from absl import flags as absl_flags
+
+from ternax import configs, measure
+from ternax.config import INPUTS, ModelConfig
+from ternax.errors import TernaxError, UsageError
+from ternax.experiments import config_flag
+from ternax.experiments.config_flag import WIDTH
+
+
+class Definer:
+    """Where a group declares its flags, each with a default and a line for --help.
+
+    A default of None means "not given"; `default_text` says what then happens.
+    """
+
+    def __init__(self, default_config: str = ""):
+        self.values = absl_flags.FlagValues()
+        self.default_config = default_config
+        self.takes_config = False
+        self.sections: list[tuple[str, list[tuple[str, str, str]]]] = []
+
+    def section(self, title: str) -> None:
+        """Starts a heading of --help; the flags that follow stand under it."""
+        self.sections.append((title, []))
+
+    def _help(self, form: str, text: str, default: str) -> None:
+        self.sections[-1][1].append((form, text, default))
+
+    def _add(self, define, name, default, text, form, default_text, **options) -> None:
+        define(name, default, help=text, flag_values=self.values, **options)
+        shown = default_text or ("" if default is None or default is False else str(default))
+        self._help(f"{name}{form}", text, shown)
+
+    def integer(self, name, default, text, *, lower=None, upper=None, default_text=""):
+        self._add(absl_flags.DEFINE_integer, name, default, text, "=N", default_text,
+                  lower_bound=lower, upper_bound=upper)
+
+    def number(self, name, default, text, *, lower=None, upper=None, default_text=""):
+        self._add(absl_flags.DEFINE_float, name, default, text, "=X", default_text,
+                  lower_bound=lower, upper_bound=upper)
+
+    def string(self, name, default, text, *, form="TEXT", default_text=""):
+        self._add(absl_flags.DEFINE_string, name, default, text, f"={form}", default_text)
+
+    def choice(self, name, default, legal, text, *, default_text=""):
+        self._add(absl_flags.DEFINE_enum, name, default, text, f"={'|'.join(legal)}", default_text,
+                  enum_values=list(legal))
+
+    def boolean(self, name, text):
+        """A switch, off unless given; `--no<name>` turns it off again."""
+        self._add(absl_flags.DEFINE_boolean, name, False, text, "", "")
+
+    def config(self):
+        """--config and --config.field, see `config_flag`."""
+        self.takes_config = True
+        self._help("config=NAME", "the model; --list_configs shows all", self.default_config)
+        self._help("config.FIELD=VALUE", "another model of it; --print_config shows fields", "")
+
+
+def model_flags(define: Definer) -> None:
+    """Which model: becomes `args.config` (a ModelConfig) and `args.layers` (int)."""
+    define.section("Model")
+    define.config()
+    define.string("scheme", None, "how the projections are quantized, options behind commas "
+                  "(int4,group_size=64), or package.module:Class", form="NAME",
+                  default_text="the config's")
+    define.choice("inputs", None, INPUTS, "how their inputs are quantized",
+                  default_text="the config's")
+    define.integer("layers", None, "run only the first N layers of the model", lower=1,
+                   default_text="all")
+    define.boolean("list_configs", "print the named models and exit")
+    define.boolean("print_config", "print the model, overrides included, and exit")
+
+
+def run_flags(define: Definer) -> None:
+    """How any experiment runs and where its results go."""
+    define.section("Run")
+    define.string("output_dir", None, "where the results go", form="DIR",
+                  default_text="a new directory under runs/")
+    define.integer("seed", 0, "root of every random draw", lower=0, upper=2**32 - 1)
+    define.integer("threads", None, "processor threads to use", lower=1,
+                   upper=measure.threads_available(), default_text="all available")
+    define.string("profile_dir", None, "write a profile of the timed part there", form="DIR")
+    define.boolean("debug", "show the traceback of an error")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One experiment's command line.
+
+    Attributes:
+      name: the experiment, as in `python -m experiments.<name>`.
+      summary: what it answers, for --help.
+      groups: functions that declare flags, in the order --help shows them.
+      examples: (arguments, what they do), three or so.
+      default_config: the model when --config is not given.
+      count_parameters: ModelConfig -> number of parameters, for --list_configs.
+    """
+
+    name: str
+    summary: str
+    groups: tuple[collections.abc.Callable, ...] = (model_flags, run_flags)
+    examples: tuple[tuple[str, str], ...] = ()
+    default_config: str = "1b"
+    count_parameters: collections.abc.Callable[[ModelConfig], int] | None = None
+
+    def _definer(self) -> Definer:
+        define = Definer(self.default_config)
+        for group in self.groups:
+            group(define)
+        return define
+
+    def parse(self, argv) -> types.SimpleNamespace:
+        """The flags as attributes of a namespace.
+
+        Args:
+          argv: arguments behind the program's name.
+
+        Returns:
+          One attribute per flag, and: `config`, the checked ModelConfig; `scheme`, `inputs`
+          and `layers`, the config's when not given; `given`, the names of the flags on the
+          command line; `command_line`, argv as one shell string.
+        """
+        define = self._definer()
+        named, overrides, others = _sort_arguments(define, list(argv))
+        define.values([self.name, *(f"--{name}={text}" for name, text in others)])
+        args = types.SimpleNamespace(**define.values.flag_values_dict())
+        args.given = frozenset(name for name, _ in others)
+        args.command_line = shlex.join(argv)
+        if define.takes_config:
+            args.given |= {"config"} if named is not None else set()
+            args.given |= {f"config.{path}" for path, _ in overrides}
+            base = configs.get_config(self.default_config if named is None else named)
+            args.config = _with_short_forms(config_flag.override(base, overrides), args)
+            args.scheme, args.inputs = args.config.scheme, args.config.inputs
+            args.layers = _layers(args)
+        return args
+
+    def run(self, body, argv=None) -> int:
+        """Parses, calls `body(args)` and returns the exit code. An error becomes one line.
+
+        Args:
+          body: takes the parsed flags; returns an exit code, or None for 0.
+          argv: arguments behind the program's name; None reads sys.argv.
+        """
+        argv = list(sys.argv[1:] if argv is None else argv)
+        try:
+            code = self._run(body, argv)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            return _stdout_closed()
+        except (Exception, KeyboardInterrupt) as error:
+            if any(re.fullmatch("--?debug(=true|=t|=1)?", argument) for argument in argv):
+                traceback.print_exc()
+            code, line = describe(error)
+            print(f"error: {' '.join(line.split())}", file=sys.stderr)
+            return code
+
+    def _run(self, body, argv) -> int:
+        if not {"--help", "-help", "-h", "--helpfull"}.isdisjoint(argv):
+            print(self.help())
+            return 0
+        if "--version" in argv:
+            from ternax.record import environment
+
+            print(environment().versions)
+            return 0
+        args = self.parse(argv)
+        if getattr(args, "list_configs", False):
+            print(config_flag.config_table(self.count_parameters))
+            return 0
+        if getattr(args, "print_config", False):
+            print(config_flag.config_lines(args.config))
+            return 0
+        return body(args) or 0
+
+    def help(self) -> str:
+        """Usage, examples and every flag with its default, at most WIDTH columns wide."""
+        program = f"python -m experiments.{self.name}"
+        lines = [*textwrap.wrap(self.summary, WIDTH), "", f"usage: {program} [--flag=value ...]"]
+        lines += ["", "Examples"] if self.examples else []
+        for arguments, meaning in self.examples:
+            lines += [f"  {program} {arguments}",
+                      *textwrap.wrap(meaning, WIDTH - 6, initial_indent=" " * 6,
+                                     subsequent_indent=" " * 6)]
+        other = [("help", "this page", ""), ("version", "versions of everything that counts", "")]
+        for title, rows in [*self._definer().sections, ("Other", other)]:
+            lines += ["", title]
+            for form, text, default in rows:
+                text += f" [{default}]" if default else ""
+                head = f"  --{form}".ljust(28)
+                if len(head) > 28:
+                    lines.append(head)
+                    head = " " * 28
+                lines += textwrap.wrap(text, WIDTH, initial_indent=head, break_on_hyphens=False,
+                                       subsequent_indent=" " * 28)
+        return "\n".join(lines)
+
+
+def _sort_arguments(define: Definer, argv: list[str]):
+    """Splits argv by what each argument is.
+
+    Returns:
+      The last --config (None when absent), the overrides as [(dotted path, text)] and
+      all other flags as [(name, text)], checked against their parsers.
+    """
+    named, overrides, others = None, [], []
+    rest = iter(argv)
+
+    def value(label, text):
+        # As in absl, "--flag value" is "--flag=value"; but never "--flag --other".
+        if text is None:
+            text = next(rest, None)
+            if text is None or text.startswith("--"):
+                raise UsageError(f"{label} needs a value: {label}=...")
+        return text
+
+    for argument in rest:
+        name, equals, text = argument.lstrip("-").partition("=")
+        text = text if equals else None
+        label = f"--{name}"
+        if not re.match("--?[A-Za-z]", argument):
+            raise UsageError(f"unexpected argument {argument!r}: flags are written --name=value")
+        negated = name.removeprefix("no") if name.startswith("no") else ""
+        if define.takes_config and name == "config":
+            named = value(label, text)
+        elif define.takes_config and name.startswith("config."):
+            path = name.removeprefix("config.")
+            switch = text is None and path in config_flag.BOOLEAN_FIELDS
+            overrides.append((path, "true" if switch else value(label, text)))
+        elif define.takes_config and negated.removeprefix("config.") in config_flag.BOOLEAN_FIELDS:
+            overrides.append((negated.removeprefix("config."), _no_value(label, text)))
+        elif name in define.values:
+            flag = define.values[name]
+            text = "true" if flag.boolean and text is None else value(label, text)
+            config_flag.check_value(label, flag.parser, text)
+            others.append((name, text))
+        elif negated in define.values and define.values[negated].boolean:
+            others.append((negated, _no_value(label, text)))
+        else:
+            raise UsageError(f"{label}: no such flag; {_nearest_flags(define, name)}")
+    return named, overrides, others
+
+
+def _no_value(label: str, text: str | None) -> str:
+    if text is not None:
+        raise UsageError(f"{label} takes no value, found {text!r}")
+    return "false"
+
+
+def _nearest_flags(define: Definer, name: str) -> str:
+    legal = [*define.values, "help", "version"]
+    if define.takes_config:
+        fields = [field.name for field in dataclasses.fields(ModelConfig)]
+        if name in fields:
+            return f"it is a field of the model: --config.{name}=..."
+        legal += ["config", *(f"config.{field}" for field in fields)]
+    near = configs.nearest(name, legal)
+    # `nearest` returns everything when nothing is near.
+    known = f"nearest: {', '.join(f'--{n}' for n in near)} (--help shows all)"
+    return known if len(near) <= 3 else "--help shows all"
+
+
+def _with_short_forms(config: ModelConfig, args) -> ModelConfig:
+    """--scheme and --inputs stand for --config.scheme and --config.inputs."""
+    changes = {}
+    for field in ("scheme", "inputs"):
+        value = getattr(args, field)
+        if value is None:
+            continue
+        if f"config.{field}" in args.given and getattr(config, field) != value:
+            raise UsageError(f"--{field} and --config.{field} must agree, found {value!r} and "
+                             f"{getattr(config, field)!r}; give one of them")
+        changes[field] = value
+    return dataclasses.replace(config, **changes) if changes else config
+
+
+def _layers(args) -> int:
+    config = args.config
+    if args.layers is None:
+        return config.num_layers
+    if args.layers > config.num_layers:
+        raise UsageError(f"--layers must be at most {config.num_layers}, the layers of "
+                         f"{config.name}, found {args.layers}; --config.num_layers={args.layers} "
+                         "makes a deeper model")
+    return args.layers
+
+
+def describe(error: BaseException) -> tuple[int, str]:
+    """The exit code of an error and the one line that says it."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    if isinstance(error, TernaxError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return 3, f"out of memory: {first}; fewer --layers, a smaller --batch or --config need less"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS,
+                                                      errno.EFBIG):
+        place = f"{error.filename}: " if error.filename else ""
+        return 6, f"cannot write: {place}{error.strerror}"
+    return 1, f"unexpected {type(error).__name__}: {first} (--debug shows where)"
+
+
+def _stdout_closed() -> int:
+    """Whoever read our output has left: nobody is there to tell, so say nothing more."""
+    try:
+        # Or the interpreter would fail once more when it flushes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass
+    return 141

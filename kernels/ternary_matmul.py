@@ -1,0 +1,233 @@
+"""`ternary_matmul`: the public packed matmul. Contract, validation, dispatch, gradient.
+
+The product is exact. Activations are int8, or floats that become three int8 digits;
+digits x codes are summed in int32, so every backend, batch and split gives the same
+accumulators. Floats enter once, when accumulators are scaled.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from . import reference
+from .backends import BackendError, choose
+from .packing import BLOCK, FLOAT_FORMATS, FORMATS, Packed
+
+# Balanced base-128 digits of a float activation: v = d0 + 128 d1 + 16384 d2, |v| <= LIMIT.
+NUM_DIGITS = 3
+_BASE = 128
+DIGIT_LIMIT = 127 * _BASE * _BASE
+
+
+def to_digits(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Splits float activations into exact int8 digits.
+
+    x: float [M, K] -> (digits int8 [3, M, K], scale f32 [M, 1]) with
+    x ~ (d0 + 128 d1 + 16384 d2) * scale. Rounding is to 22 bits of the row's absolute
+    maximum: |error| <= max|x| * 2^-21.98 an element.
+    """
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), 1e-30) / DIGIT_LIMIT
+    v = jnp.clip(jnp.round(x / scale), -DIGIT_LIMIT, DIGIT_LIMIT).astype(jnp.int32)
+    d0 = ((v + _BASE // 2) & (_BASE - 1)) - _BASE // 2
+    v = (v - d0) // _BASE
+    d1 = ((v + _BASE // 2) & (_BASE - 1)) - _BASE // 2
+    d2 = (v - d1) // _BASE
+    return jnp.stack([d0, d1, d2]).astype(jnp.int8), scale
+
+
+def ternary_matmul(
+    x: jax.Array,
+    w: Packed,
+    *,
+    layer: jax.Array | int | None = None,
+    x_scale: jax.Array | None = None,
+    out_dtype=jnp.bfloat16,
+    backend: str | None = None,
+    config: Mapping[str, int] | None = None,
+) -> jax.Array:
+    """y = x W for packed W.
+
+    Args:
+      x: int8 [..., K] with `x_scale` (W2A8), or float [..., K] (W2A16: rounded to 22
+        bits of each row's maximum, see `to_digits`).
+      w: packed weights; data [P, N, bytes], or [L, P, N, bytes] with `layer`.
+      layer: int32 []; which layer of a stack. The stack is never sliced or copied.
+      x_scale: f32 [..., 1]; x stands for x * x_scale. Only with int8 x.
+      out_dtype: dtype of y. int32 returns the bare accumulators (int8 x, one plane,
+        one group, no zero) and reads neither scale.
+      backend: a name in BACKENDS, which then runs or raises; None tries the
+        platform's order.
+      config: the backend's settings; None takes its heuristic.
+
+    Returns:
+      [..., N]. Differentiable in float x and in x_scale; W has no gradient.
+
+    Raises:
+      BackendError: no backend, or not the named one, can run the call.
+      ValueError, TypeError: shapes or dtypes that break the contract.
+    """
+    _validate(x, w, layer, x_scale, out_dtype)
+    stacked = w if w.data.ndim == 4 else jax.tree.map(lambda leaf: leaf[None], w)
+    index = jnp.asarray(0 if layer is None else layer, jnp.int32)
+    rows = x.reshape(-1, x.shape[-1])
+    if w.format in FLOAT_FORMATS:
+        floats = rows.astype(jnp.float32) * (1.0 if x_scale is None else x_scale.reshape(-1, 1))
+        y = _dense_matmul(floats, stacked, index).astype(out_dtype)
+        return y.reshape(*x.shape[:-1], w.shape[1])
+    chosen = choose(jax.default_backend(), rows, stacked, backend)
+    settings = tuple((config or chosen.heuristic(rows, stacked)).items())
+    out_dtype = jnp.dtype(out_dtype)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        y = _float_matmul((chosen.name, settings, out_dtype), rows, stacked, index)
+    elif out_dtype == jnp.int32:
+        y = chosen.run(rows, stacked, index, lambda acc, p, g, n0: acc, dict(settings))
+    else:
+        y = _int8_matmul((chosen.name, settings, out_dtype), rows, x_scale.reshape(-1, 1), stacked, index)
+    return y.reshape(*x.shape[:-1], w.shape[1])
+
+
+def ternary_matmul_transposed(g: jax.Array, w: Packed, *, layer=None) -> jax.Array:
+    """g W^T, f32: the gradient of y = x W. g: [..., N] -> [..., K]. Reference backend."""
+    stacked = w if w.data.ndim == 4 else jax.tree.map(lambda leaf: leaf[None], w)
+    index = jnp.asarray(0 if layer is None else layer, jnp.int32)
+    dx = reference.transposed(g.reshape(-1, g.shape[-1]), stacked, index)
+    return dx.reshape(*g.shape[:-1], w.shape[0])
+
+
+def _combine(x_sum, x_scale, w: Packed, layer, num_digits: int):
+    """The float half of the contract: accumulators of one (plane, group) -> share of y.
+
+    y = sum over planes and groups of x_scale * scale * (acc + zero * sum of x), with
+    acc = acc0 + 128 acc1 + 16384 acc2 when x came in digits.
+    """
+    def leaf_columns(leaf, p, g, n0, size):
+        width = leaf.shape[-1]
+        start, take = (n0, size) if width > 1 else (0, 1)
+        return lax.dynamic_slice(leaf, (layer, p, g, start), (1, 1, 1, take))[0, 0]
+
+    def combine(acc, p, g, n0):
+        size = acc.shape[-1]
+        digits = acc.reshape(num_digits, -1, size).astype(jnp.float32)
+        total = functools.reduce(lambda high, low: high * _BASE + low, digits[::-1])
+        if w.zero is not None:
+            # x_sum: f32 [G, M]; the zero multiplies every activation of the group.
+            group_sum = lax.dynamic_index_in_dim(x_sum, g, 0, keepdims=False)[:, None]
+            total += leaf_columns(w.zero, p, g, n0, size) * group_sum
+        return total * (x_scale * leaf_columns(w.scale, p, g, n0, size))
+
+    return combine
+
+
+def _group_sums(digits: jax.Array, w: Packed) -> jax.Array | None:
+    """f32 [G, M]: sum of the digits' values over each K group; None where no zero needs it."""
+    if w.zero is None:
+        return None
+    place = _BASE ** jnp.arange(digits.shape[0], dtype=jnp.int32)
+    values = jnp.einsum("dmk,d->mk", digits.astype(jnp.int32), place)
+    padded = -(-w.shape[0] // BLOCK) * BLOCK
+    values = jnp.pad(values, ((0, 0), (0, padded - w.shape[0])))
+    return values.reshape(values.shape[0], w.groups, -1).sum(-1).T.astype(jnp.float32)
+
+
+def _run(static, digits, x_scale, w: Packed, layer):
+    """Digits int8 [D, M, K] through the chosen backend, scaled, in out_dtype."""
+    name, settings, out_dtype = static
+    backend = choose(jax.default_backend(), None, None, name)
+    combine = _combine(_group_sums(digits, w), x_scale, w, layer, digits.shape[0])
+    flat = digits.reshape(-1, digits.shape[-1])
+    return backend.run(flat, w, layer, combine, dict(settings)).astype(out_dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _float_matmul(static, x, w, layer):
+    digits, scale = to_digits(x)
+    return _run(static, digits, scale, w, layer)
+
+
+def _float_fwd(static, x, w, layer):
+    return _float_matmul(static, x, w, layer), (w, layer, jnp.zeros((), x.dtype))
+
+
+def _float_bwd(static, saved, g):
+    w, layer, like = saved
+    dx = reference.transposed(g.astype(jnp.float32), w, layer)
+    return dx.astype(like.dtype), _no_gradient(w), _no_gradient(layer)
+
+
+_float_matmul.defvjp(_float_fwd, _float_bwd)
+
+
+@jax.custom_vjp
+def _dense_matmul(x, w, layer):
+    return reference.run_dense(x, w, layer)
+
+
+_dense_matmul.defvjp(
+    lambda x, w, layer: (_dense_matmul(x, w, layer), (w, layer)),
+    lambda saved, g: (reference.transposed(g, *saved), *map(_no_gradient, saved)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _int8_matmul(static, x, x_scale, w, layer):
+    return _run(static, x[None], x_scale.astype(jnp.float32), w, layer)
+
+
+def _int8_fwd(static, x, x_scale, w, layer):
+    return _int8_matmul(static, x, x_scale, w, layer), (x, x_scale, w, layer)
+
+
+def _int8_bwd(static, saved, g):
+    x, x_scale, w, layer = saved
+    unscaled = _int8_matmul((*static[:2], jnp.dtype(jnp.float32)), x, jnp.ones_like(x_scale), w, layer)
+    d_scale = jnp.sum(g.astype(jnp.float32) * unscaled, axis=-1, keepdims=True)
+    return _no_gradient(x), d_scale.astype(x_scale.dtype), _no_gradient(w), _no_gradient(layer)
+
+
+_int8_matmul.defvjp(_int8_fwd, _int8_bwd)
+
+
+def _no_gradient(tree):
+    """Zero cotangents: float0 for integers, zeros for the float leaves of a weight."""
+    def zero(leaf):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        return np.zeros(leaf.shape, jax.dtypes.float0)
+    return jax.tree.map(zero, tree)
+
+
+def _validate(x, w: Packed, layer, x_scale, out_dtype):
+    if w.format not in FORMATS and w.format not in FLOAT_FORMATS:
+        legal = ", ".join([*FORMATS, *FLOAT_FORMATS])
+        raise BackendError(f"packed format must be one of {legal}, found {w.format!r}")
+    k_size, n = w.shape
+    if x.shape[-1] != k_size:
+        raise ValueError(f"x has {x.shape[-1]} columns, W has K = {k_size} rows")
+    if w.format in FLOAT_FORMATS:
+        return
+    fmt = FORMATS[w.format]
+    if w.data.shape[-2:] != (n, fmt.row_bytes(k_size)):
+        raise ValueError(
+            f"packed data must end in {(n, fmt.row_bytes(k_size))} for W {k_size}x{n} in {w.format}, "
+            f"found {w.data.shape}")
+    if (w.data.ndim == 4) != (layer is not None):
+        raise ValueError(f"a stack needs `layer` and only a stack takes it; data is {w.data.shape}, layer {layer}")
+    if w.groups > 1 and (k_size % w.groups or (k_size // w.groups) % BLOCK):
+        raise ValueError(f"{w.groups} groups must cut K = {k_size} into multiples of {BLOCK}")
+    if k_size * 128 * max(fmt.offset, 3) >= 2**31:
+        raise ValueError(f"K = {k_size} could overflow the int32 accumulator in {w.format}")
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    if not floating and x.dtype != jnp.int8:
+        raise TypeError(f"x must be int8 or float, found {x.dtype}")
+    if floating and x_scale is not None:
+        raise TypeError("x_scale belongs to int8 activations; float ones carry their own scale")
+    bare = jnp.dtype(out_dtype) == jnp.int32
+    if bare and (floating or w.groups * w.num_planes != 1 or w.zero is not None):
+        raise ValueError("int32 output needs int8 x, one plane, one group and no zero")
+    if not floating and not bare and (x_scale is None or x_scale.shape != (*x.shape[:-1], 1)):
+        found = None if x_scale is None else x_scale.shape
+        raise ValueError(f"int8 x {x.shape} needs x_scale of shape {(*x.shape[:-1], 1)}, found {found}")

@@ -1,0 +1,145 @@
+"""Every edit of a model is one visible function here. They replace nodes and return the model."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ternax.errors import UsageError
+from ternax.kernels.packing import Packed
+from ternax.models import Decoder
+from ternax.nn.linear import PackedLinear, QuantLinear
+from ternax.nn.table import TABLE_FORMATS, PackedTable, Table
+from ternax.quant.integer import Int4, Int8, Unquantized
+from ternax.quant.scheme import quantize
+
+# What pack_model fuses: one product reads the activations once and one launch does the work.
+_FUSED = {"attn": {"qkv": ("q", "k", "v"), "o": ("o",)},
+          "mlp": {"gate_up": ("gate", "up"), "down": ("down",)}}
+
+
+def linear_names(model: Decoder) -> list[str]:
+    """Per-layer names of all projections, "layers.{i}.mlp.up", whether packed or not."""
+    names = []
+    for pattern, _ in packed_parts(model) if is_packed(model) else float_linears(model):
+        names += [pattern.replace("*", str(i)) for i in range(model.config.num_layers)]
+    return names
+
+
+def is_packed(model: Decoder) -> bool:
+    """Whether `pack_model` has been here."""
+    return isinstance(model.embedding, PackedTable)
+
+
+def float_linears(model: Decoder) -> Iterator[tuple[str, QuantLinear]]:
+    """("layers.*.mlp.up", the stacked QuantLinear) of each projection."""
+    for branch, fused in _FUSED.items():
+        for part in (part for parts in fused.values() for part in parts):
+            yield f"layers.*.{branch}.{part}", getattr(getattr(model.layers, branch), part)
+
+
+def packed_parts(model: Decoder) -> Iterator[tuple[str, PackedLinear]]:
+    """("layers.*.mlp.up", the stacked PackedLinear that holds it) of each projection."""
+    for branch, fused in _FUSED.items():
+        for name in fused:
+            linear = getattr(getattr(model.layers, branch), name)
+            for part, _ in linear.parts:
+                yield f"layers.*.{branch}.{part}", linear
+
+
+def pack_model(model: Decoder, *, embed_dtype: str = "int8", head_dtype: str = "int8",
+               backend: str | None = None) -> Decoder:
+    """Quantizes and packs every projection and the tables, in place; returns the model.
+
+    q, k, v become one `qkv` and gate, up one `gate_up`; parts keep their names, widths
+    and scales. Also right on an abstract model, under `nnx.eval_shape`.
+
+    Args:
+      model: a float Decoder. Its latent weights are gone afterwards.
+      embed_dtype, head_dtype: "f32", "bf16", "int8" (a scale a row) or "int4" (a scale
+        for each group of a row). A tied table exists once, so the two must agree.
+      backend: pins the kernel backend of every product; None chooses by platform.
+
+    Raises:
+      UsageError: tied tables asked for in two formats; an unknown format.
+      NumericCheckFailed: a weight that is not finite, by name.
+    """
+    if is_packed(model):
+        raise UsageError("pack_model: expected a float model, found one that is packed already")
+    check_table_dtypes(model.config, embed_dtype, head_dtype)
+    for branch, fused in _FUSED.items():
+        module = getattr(model.layers, branch)
+        for name, parts in fused.items():
+            linears = [getattr(module, part) for part in parts]
+            packed = [_pack_stack(linear, part, f"layers.*.{branch}.{part}")
+                      for linear, part in zip(linears, parts, strict=True)]
+            for part in parts:
+                delattr(module, part)
+            setattr(module, name, PackedLinear(fuse(packed), inputs=linears[0].inputs, backend=backend))
+    model.embedding = _pack_table(model.embedding, embed_dtype, "embedding", backend)
+    if not model.config.tie_embeddings:
+        model.head = _pack_table(model.head, head_dtype, "head", backend)
+    return model
+
+
+def check_table_dtypes(config, embed_dtype: str, head_dtype: str) -> None:
+    """Raises UsageError unless both are table formats, and equal where the table is tied."""
+    for flag, dtype in (("embed_dtype", embed_dtype), ("head_dtype", head_dtype)):
+        if dtype not in TABLE_FORMATS:
+            raise UsageError(f"{flag} must be one of {', '.join(TABLE_FORMATS)}, found {dtype!r}")
+    if config.tie_embeddings and embed_dtype != head_dtype:
+        raise UsageError(
+            f"config {config.name} ties head and embedding, one table: expected equal "
+            f"embed_dtype and head_dtype, found {embed_dtype} and {head_dtype}")
+
+
+def fuse(parts: list[Packed]) -> Packed:
+    """Joins matrices of equal K along N. Each part keeps its scales, spread over its rows."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    for part in parts[1:]:
+        same = (part.format, part.layout, part.shape[0], part.groups, part.zero is None)
+        if same != (first.format, first.layout, first.shape[0], first.groups, first.zero is None):
+            raise ValueError(f"cannot fuse {first.parts} with {part.parts}: they are stored differently")
+
+    def spread(part, leaf):
+        return jnp.broadcast_to(leaf, (*leaf.shape[:-1], part.shape[1]))
+
+    def join(leaves):
+        return jnp.concatenate([spread(*pair) for pair in zip(parts, leaves, strict=True)], axis=-1)
+
+    return Packed(
+        jnp.concatenate([part.data for part in parts], axis=-2),
+        join([part.scale for part in parts]),
+        None if first.zero is None else join([part.zero for part in parts]),
+        first.format, first.layout,
+        (first.shape[0], sum(part.shape[1] for part in parts)),
+        tuple(entry for part in parts for entry in part.parts))
+
+
+def _pack_stack(linear: QuantLinear, part: str, name: str) -> Packed:
+    """A stacked QuantLinear, one layer at a time, as one stacked Packed."""
+    kernel = linear.kernel[...]
+    if not isinstance(kernel, jax.core.Tracer):
+        finite = jnp.isfinite(kernel).all(axis=(1, 2))
+        for i in range(kernel.shape[0]):
+            if not bool(finite[i]):
+                quantize(linear.scheme, kernel[i], name.replace("*", str(i)))  # raises, by name
+    graph, state = nnx.split(linear)
+
+    def one(leaves):
+        layer = nnx.merge(graph, leaves)
+        return layer.scheme.quantize(layer.kernel[...]).pack(part)
+
+    return jax.lax.map(one, state)
+
+
+def _pack_table(table: Table, dtype: str, name: str, backend: str | None) -> PackedTable:
+    weight = table.weight[...].T  # [K = D, N = V]
+    if dtype in ("int8", "int4"):
+        scheme = (Int8 if dtype == "int8" else Int4)(weight.shape)
+    else:
+        scheme = Unquantized(weight.shape, dtype=dtype)
+    return PackedTable(quantize(scheme, weight, name).pack(name), backend=backend)

@@ -1,0 +1,274 @@
+"""From a source to text: `load`, prefill, the decode loop on the device, `generate`.
+
+Everything compiled here takes the model as (graph, leaves): NNX at the edges, plain
+`jax.jit` inside. The cache is donated, so a step updates it in place.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from ternax.config import ModelConfig
+from ternax.configs import get_config
+from ternax.errors import UsageError
+from ternax.models import MODELS, Decoder
+from ternax.nn.cache import KV_DTYPES, KVCache, init_cache
+from ternax.random_weights import random_model
+
+# Tokens decoded by one call of the device loop when the caller does not say.
+CHUNK_TOKENS = 16
+
+
+def load(source: str | ModelConfig, *, scheme: str | None = None, packed: bool = True,
+         layers: int | None = None, seed: int = 0, **packing) -> Decoder:
+    """A model to call, generate with, study or train.
+
+    Args:
+      source: a config name ("70b") or a ModelConfig: random weights of that shape.
+      scheme: replaces the config's weight scheme.
+      packed: True makes packed codes in place; False latent float weights (f32) that
+        train and can be handed to `pack_model`. The two are different random models.
+      layers: the first n layers alone.
+      seed: of the random weights.
+      packing: embed_dtype, head_dtype and backend, as for `pack_model`.
+    """
+    config = source if isinstance(source, ModelConfig) else get_config(source)
+    if scheme is not None:
+        config = dataclasses.replace(config, scheme=scheme)
+    config = first_layers(config, layers)
+    if packed:
+        return random_model(config, seed=seed, **packing)
+    if packing:
+        raise UsageError(f"load: {', '.join(packing)} belong to packed=True")
+    return MODELS[config.family](config, rngs=nnx.Rngs(seed))
+
+
+def first_layers(config: ModelConfig, layers: int | None) -> ModelConfig:
+    """The config cut to its first `layers` layers; None keeps all. Raises UsageError past the end."""
+    if layers is None:
+        return config
+    if not 1 <= layers <= config.num_layers:
+        raise UsageError(f"layers must lie between 1 and {config.num_layers} for {config.name}, found {layers}")
+    return dataclasses.replace(config, num_layers=layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+      temperature: 0 takes the largest logit.
+      top_k: only the k largest logits; 0 keeps all.
+      top_p: only the smallest set whose probability reaches p; 1 keeps all.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise UsageError(f"temperature must be 0 or more, found {self.temperature}")
+        if self.top_k < 0:
+            raise UsageError(f"top_k must be 0 or more, found {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p must lie in (0, 1], found {self.top_p}")
+
+
+def sample(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
+    """logits: f32 [B, V]; keys: one a row -> int32 [B]. A row's draw depends on its own key alone."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits / sampling.temperature
+    falling = -jnp.sort(-logits, axis=-1)
+    if 0 < sampling.top_k < logits.shape[-1]:
+        logits = jnp.where(logits < falling[:, sampling.top_k - 1, None], -jnp.inf, logits)
+        falling = jnp.where(jnp.arange(logits.shape[-1]) < sampling.top_k, falling, -jnp.inf)
+    if sampling.top_p < 1:
+        before = jnp.cumsum(jax.nn.softmax(falling, axis=-1), axis=-1)
+        before -= jax.nn.softmax(falling, axis=-1)
+        kept = jnp.sum(before < sampling.top_p, axis=-1, keepdims=True)
+        logits = jnp.where(logits < jnp.take_along_axis(falling, kept - 1, axis=-1), -jnp.inf, logits)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """All that changes while decoding.
+
+    Attributes:
+      cache: the KV cache.
+      token: int32 [B], the newest token, not yet in the cache.
+      done: bool [B], rows that met a stop token; they emit padding.
+      keys: one random key a row; a draw folds in the token's position.
+    """
+
+    cache: KVCache
+    token: jax.Array
+    done: jax.Array
+    keys: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a compiled step is specialised on, besides shapes."""
+
+    graph: nnx.GraphDef
+    sampling: Sampling = Sampling()
+    stop: tuple[int, ...] = ()
+    pad_id: int = 0
+
+
+def _next_token(program: Program, logits, cache, done, keys):
+    """Samples from logits [B, V] at the cache's end; returns (token [B], done [B])."""
+    positions = cache.length - cache.start
+    token = sample(logits, jax.vmap(jax.random.fold_in)(keys, positions), program.sampling)
+    token = jnp.where(done, program.pad_id, token)
+    for stop in program.stop:
+        done |= token == stop
+    return token, done
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def prefill(program: Program, leaves, tokens: jax.Array, cache: KVCache, keys: jax.Array) -> DecodeState:
+    """Reads whole prompts [B, T], padded on the left as cache.start says; draws the first token."""
+    model = nnx.merge(program.graph, leaves)
+    logits, cache = model.forward(tokens, cache, last_only=True)
+    done = jnp.zeros(tokens.shape[:1], bool)
+    token, done = _next_token(program, logits[:, -1], cache, done, keys)
+    return DecodeState(cache, token, done, keys)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=2)
+def decode(program: Program, leaves, state: DecodeState, steps: jax.Array, chunk: int = CHUNK_TOKENS):
+    """Up to `steps` <= `chunk` tokens in one call of a loop on the device.
+
+    Ends early once all rows are done.
+
+    Returns:
+      (tokens int32 [B, chunk], padding behind what was decoded; the state after).
+    """
+    model = nnx.merge(program.graph, leaves)
+    out = jnp.full((state.token.shape[0], chunk), program.pad_id, jnp.int32)
+
+    def running(carry):
+        i, _, state = carry
+        return (i < steps) & ~state.done.all()
+
+    def step(carry):
+        i, out, state = carry
+        logits, cache = model.forward(state.token[:, None], state.cache)
+        token, done = _next_token(program, logits[:, -1], cache, state.done, state.keys)
+        state = DecodeState(cache, token, done, state.keys)
+        return i + 1, lax.dynamic_update_slice(out, token[:, None], (0, i)), state
+
+    _, out, state = lax.while_loop(running, step, (jnp.int32(0), out, state))
+    return out, state
+
+
+def row_keys(seed: int, batch: int) -> jax.Array:
+    """One key a row, whatever the batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(batch))
+
+
+def pad_left(tokens: np.ndarray, lengths: np.ndarray, pad_id: int = 0) -> np.ndarray:
+    """Moves prompts [B, T] of the given lengths from the left edge to the right one."""
+    width = tokens.shape[1]
+    out = np.full_like(tokens, pad_id)
+    for row, length in enumerate(lengths):
+        out[row, width - length:] = tokens[row, :length]
+    return out
+
+
+def generate(
+    model: Decoder,
+    tokens,
+    *,
+    max_new_tokens: int = 64,
+    lengths=None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: Sequence[int] | None = None,
+    kv_dtype: str = "bf16",
+    pad_id: int = 0,
+) -> np.ndarray:
+    """Continues prompts.
+
+    Args:
+      tokens: int32 [B, T], prompts from the left edge.
+      lengths: int [B], tokens of each prompt; None: all of T.
+      max_new_tokens: n, new tokens a row at most.
+      temperature, top_k, top_p: see Sampling.
+      seed: a row's draws depend on the seed, its index and its own tokens.
+      stop: token ids that end a row; the stop token itself is returned.
+      kv_dtype: "bf16", "int8" or "f32".
+
+    Returns:
+      int32 [B, T + n]: each row its prompt, what was generated, then `pad_id`.
+    """
+    tokens = np.asarray(tokens, np.int32)
+    sampling = Sampling(temperature, top_k, top_p)
+    lengths = check_prompts(model.config, tokens, lengths, max_new_tokens)
+    out = np.full((tokens.shape[0], tokens.shape[1] + max_new_tokens), pad_id, np.int32)
+    for row, length in enumerate(lengths):
+        out[row, :length] = tokens[row, :length]
+    filled = lengths.copy()
+    chunks = stream(model, tokens, lengths=lengths, max_new_tokens=max_new_tokens, sampling=sampling,
+                    seed=seed, stop=stop, kv_dtype=kv_dtype, pad_id=pad_id)
+    for new in chunks:
+        for row, start in enumerate(filled):
+            out[row, start:start + new.shape[1]] = new[row]
+        filled = filled + new.shape[1]
+    return out
+
+
+def stream(model: Decoder, tokens: np.ndarray, *, lengths: np.ndarray, max_new_tokens: int,
+           sampling: Sampling = Sampling(), seed: int = 0, stop: Sequence[int] | None = None,
+           kv_dtype: str = "bf16", pad_id: int = 0) -> Iterator[np.ndarray]:
+    """`generate` as it happens: yields int32 [B, 1 .. CHUNK_TOKENS] until every row is done."""
+    if kv_dtype not in KV_DTYPES:
+        raise UsageError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, found {kv_dtype!r}")
+    batch, width = tokens.shape
+    graph, leaves = nnx.split(model)
+    program = Program(graph, sampling, tuple(stop or ()), pad_id)
+    start = jnp.asarray(width - np.asarray(lengths), jnp.int32)
+    cache = init_cache(model.config, batch, width + max_new_tokens, kv_dtype, start)
+    prompts = jnp.asarray(pad_left(tokens, lengths, pad_id))
+    state = prefill(program, leaves, prompts, cache, row_keys(seed, batch))
+    yield np.asarray(state.token)[:, None]
+    left = max_new_tokens - 1
+    while left and not bool(state.done.all()):
+        steps = min(left, CHUNK_TOKENS)
+        out, state = decode(program, leaves, state, steps)
+        yield np.asarray(out)[:, :steps]
+        left -= steps
+
+
+def check_prompts(config: ModelConfig, tokens: np.ndarray, lengths, max_new_tokens: int) -> np.ndarray:
+    """The prompts' lengths as int [B]. Raises UsageError for what cannot be decoded."""
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise UsageError(f"tokens must be [batch, length] with both at least 1, found {tokens.shape}")
+    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
+        raise UsageError(f"tokens must lie in [0, {config.vocab_size}), found {tokens.min()} .. {tokens.max()}")
+    lengths = np.full(tokens.shape[0], tokens.shape[1]) if lengths is None else np.asarray(lengths)
+    if lengths.shape != tokens.shape[:1] or lengths.min() < 1 or lengths.max() > tokens.shape[1]:
+        raise UsageError(
+            f"lengths must be {tokens.shape[0]} values between 1 and {tokens.shape[1]}, found {lengths.tolist()}")
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
+    if tokens.shape[1] + max_new_tokens > config.max_context:
+        raise UsageError(
+            f"prompt and new tokens must fit the context of {config.max_context} positions, "
+            f"found {tokens.shape[1]} + {max_new_tokens}")
+    return lengths
+
+

@@ -1,0 +1,121 @@
+"""The decoder both families share: embedding, a stack of blocks, final norm, head.
+
+The blocks are one `Block` whose leaves carry a leading layer axis. The forward pass
+loops over the layer index, so compile time does not grow with depth. Packed leaves
+go into the loop whole, with the index; all other leaves are cut to one layer.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from ternax.config import ModelConfig
+from ternax.nn.attention import Attention
+from ternax.nn.cache import KVCache, advance
+from ternax.nn.linear import PackedStack
+from ternax.nn.mlp import MLP
+from ternax.nn.norm import RMSNorm
+from ternax.nn.rope import rope_table
+from ternax.nn.table import Table
+
+
+class Block(nnx.Module):
+    """x + attention(norm x), then x + mlp(norm x)."""
+
+    def __init__(self, config: ModelConfig, *, sub_norms: bool, rngs: nnx.Rngs):
+        self.attn_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.attn = Attention(config, sub_norm=sub_norms, rngs=rngs)
+        self.mlp_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = MLP(config, sub_norm=sub_norms, rngs=rngs)
+
+    def __call__(self, x, layer, rope, start, cache: KVCache | None):
+        """x: f32 [B, T, D] -> (f32 [B, T, D], cache)."""
+        out, cache = self.attn(self.attn_norm(x), layer, rope, start, cache)
+        x = x + out
+        return x + self.mlp(self.mlp_norm(x), layer), cache
+
+
+def table_std(config: ModelConfig, name: str) -> float:
+    """Standard deviation of a random table: a head gives logits of order one, tied or not."""
+    is_head = name == "head" or config.tie_embeddings
+    return config.hidden_size**-0.5 if is_head else 1.0
+
+
+class Decoder(nnx.Module):
+    """A decoder-only model. Subclasses say whether their blocks have sub-norms.
+
+    Attributes:
+      embedding: the table tokens are looked up in.
+      layers: one Block, every leaf with a leading axis of num_layers.
+      norm: the final RMSNorm.
+      head: the table logits are read from; absent when tied to the embedding.
+    """
+
+    sub_norms = False
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = Table(config.vocab_size, config.hidden_size, rngs=rngs,
+                               std=table_std(config, "embedding"))
+        self.layers = self._stack(config, rngs)
+        self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
+        if not config.tie_embeddings:
+            self.head = Table(config.vocab_size, config.hidden_size, rngs=rngs,
+                              std=table_std(config, "head"))
+
+    def _stack(self, config, rngs):
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def make(rngs):
+            return Block(config, sub_norms=self.sub_norms, rngs=rngs)
+
+        return make(rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """tokens: int32 [B, T] -> logits f32 [B, T, V]; full causal forward, no cache."""
+        graph, state = nnx.split(self)
+        return _logits(graph, state, tokens)
+
+    def forward(self, tokens: jax.Array, cache: KVCache | None = None, *, last_only: bool = False):
+        """The forward pass, for use inside a jitted function.
+
+        Args:
+          tokens: int32 [B, T]; with a cache, they continue it.
+          cache: None for a full causal pass.
+          last_only: logits of the last position alone.
+
+        Returns:
+          (logits f32 [B, T or 1, V], the cache with T tokens more, or None).
+        """
+        batch, length = tokens.shape
+        first = jnp.int32(0) if cache is None else cache.length
+        start = jnp.zeros((batch,), jnp.int32) if cache is None else cache.start
+        positions = first + jnp.arange(length) - start[:, None]
+        x, cache = self._run_layers(self.embedding.embed(tokens), positions, start, cache)
+        if last_only:
+            x = x[:, -1:]
+        head = self.embedding if self.config.tie_embeddings else self.head
+        logits = head.logits(self.norm(x))
+        return logits, None if cache is None else advance(cache, length)
+
+    def _run_layers(self, x, positions, start, cache):
+        rope = rope_table(self.config, jnp.maximum(positions, 0))
+        graph, whole, sliced = nnx.split(self.layers, PackedStack, ...)
+
+        def body(carry, step):
+            x, cache = carry
+            layer, leaves = step
+            block = nnx.merge(graph, whole, leaves)
+            return block(x, layer, rope, start, cache), None
+
+        layers = jnp.arange(self.config.num_layers, dtype=jnp.int32)
+        (x, cache), _ = lax.scan(body, (x, cache), (layers, sliced))
+        return x, cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graph, state, tokens):
+    return nnx.merge(graph, state).forward(tokens)[0]

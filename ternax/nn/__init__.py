@@ -1,0 +1,1 @@
+"""Flax NNX building blocks: linears, attention, MLP, norm, embedding table, KV cache."""

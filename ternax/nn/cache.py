@@ -1,0 +1,109 @@
+"""The KV cache: preallocated, bf16 or int8, one array for all layers, updated in place."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ternax.config import ModelConfig
+from ternax.kernels.packing import FLOAT_FORMATS, bits_to_float, float_to_bits
+
+KV_DTYPES = ("bf16", "int8", "f32")
+
+# Slots read and dequantized at a time; a cache holds a whole number of blocks.
+BLOCK_SLOTS = 256
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of all layers.
+
+    Rows of a batch end at the same slot: a shorter prompt is padded on the left and
+    begins at its own `start`. Slot s of row b is at position s - start[b].
+
+    Attributes:
+      k, v: [L, B, G, S, E]; uint16 (the bits of bf16), f32 or int8.
+      k_scale, v_scale: f32 [L, B, G, S] for int8 (value = code * scale), else None.
+      start: int32 [B], first slot in use.
+      length: int32 [], slots in use; the next token goes to slot `length`.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    k_scale: jax.Array | None
+    v_scale: jax.Array | None
+    start: jax.Array
+    length: jax.Array
+
+    @property
+    def slots(self) -> int:
+        return self.k.shape[3]
+
+
+def block_slots(slots: int) -> int:
+    """Slots in one block of a cache of `slots` slots."""
+    return min(BLOCK_SLOTS, slots)
+
+
+def padded_slots(context: int) -> int:
+    """Slots allocated for `context` tokens: whole blocks, of at least 16 slots."""
+    block = min(BLOCK_SLOTS, math.ceil(context / 16) * 16)
+    return math.ceil(context / block) * block
+
+
+def init_cache(config: ModelConfig, batch: int, context: int, dtype: str = "bf16",
+               start: jax.Array | None = None) -> KVCache:
+    """An empty cache for `context` tokens a row."""
+    shape = (config.num_layers, batch, config.num_kv_heads, padded_slots(context), config.head_dim)
+    start = jnp.zeros((batch,), jnp.int32) if start is None else start
+    if dtype == "int8":
+        leaves = [jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8),
+                  jnp.zeros(shape[:-1], jnp.float32), jnp.zeros(shape[:-1], jnp.float32)]
+    else:
+        store = FLOAT_FORMATS[dtype]
+        leaves = [jnp.zeros(shape, store), jnp.zeros(shape, store), None, None]
+    return KVCache(*leaves, start=start, length=jnp.int32(0))
+
+
+def append(cache: KVCache, layer: jax.Array, k: jax.Array, v: jax.Array) -> KVCache:
+    """Writes one layer's new keys and values, [B, T, G, E], to slots length .. length + T.
+
+    `length` itself moves once a step, not once a layer: see `advance`.
+    """
+    def write(store, scale_store, new):
+        new = jnp.swapaxes(new, 1, 2)  # [B, G, T, E]
+        at = (layer, 0, 0, cache.length, 0)
+        if scale_store is None:
+            format = "bf16" if store.dtype == jnp.uint16 else "f32"
+            return lax.dynamic_update_slice(store, float_to_bits(new, format)[None], at), None
+        scale = jnp.maximum(jnp.max(jnp.abs(new), axis=-1), 1e-8) / 127
+        codes = jnp.round(new / scale[..., None]).astype(jnp.int8)
+        return (lax.dynamic_update_slice(store, codes[None], at),
+                lax.dynamic_update_slice(scale_store, scale[None], at[:-1]))
+
+    k_store, k_scale = write(cache.k, cache.k_scale, k.astype(jnp.float32))
+    v_store, v_scale = write(cache.v, cache.v_scale, v.astype(jnp.float32))
+    return dataclasses.replace(cache, k=k_store, v=v_store, k_scale=k_scale, v_scale=v_scale)
+
+
+def advance(cache: KVCache, tokens: int) -> KVCache:
+    """The cache after a step of `tokens` tokens."""
+    return dataclasses.replace(cache, length=cache.length + tokens)
+
+
+def read_block(cache: KVCache, layer: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of one block of slots from `first`, dequantized: two f32 [B, G, block, E]."""
+    _, batch, heads, slots, width = cache.k.shape
+    block = block_slots(slots)
+
+    def read(store, scale_store):
+        part = lax.dynamic_slice(store, (layer, 0, 0, first, 0), (1, batch, heads, block, width))[0]
+        if scale_store is None:
+            return bits_to_float(part)
+        scale = lax.dynamic_slice(scale_store, (layer, 0, 0, first), (1, batch, heads, block))[0]
+        return part.astype(jnp.float32) * scale[..., None]
+
+    return read(cache.k, cache.k_scale), read(cache.v, cache.v_scale)

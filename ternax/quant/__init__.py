@@ -1,0 +1,69 @@
+"""Quantization schemes by name. `make_scheme("absmean,granularity=row", (K, N))`."""
+
+import ast
+import importlib
+import inspect
+
+from flax import nnx
+
+from ternax.errors import UsageError
+from ternax.quant import integer, ternary
+from ternax.quant.scheme import Scheme
+
+SCHEMES: dict[str, type[Scheme]] = {
+    "absmean": ternary.AbsMean,
+    "twn": ternary.TWN,
+    "optimal": ternary.Optimal,
+    "sign": ternary.Sign,
+    "int8": integer.Int8,
+    "int4": integer.Int4,
+    "none": integer.Unquantized,
+}
+
+
+def scheme_class(name: str) -> type[Scheme]:
+    """The class called `name`: a key of SCHEMES, or "package.module:Class"."""
+    if name in SCHEMES:
+        return SCHEMES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UsageError(
+            f"scheme: expected one of {', '.join(SCHEMES)} or package.module:Class, found {name!r}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"scheme: cannot import {name!r}: {error}") from error
+    if not (inspect.isclass(found) and issubclass(found, Scheme)):
+        raise UsageError(f"scheme: {name!r} must be a subclass of ternax.quant.Scheme, found {found!r}")
+    return found
+
+
+def parse_scheme(spec: str) -> tuple[type[Scheme], dict]:
+    """"name,key=value,..." -> (class, options); options are checked against its __init__."""
+    name, *pairs = spec.split(",")
+    found = scheme_class(name)
+    signature = inspect.signature(found.__init__).parameters
+    legal = [key for key in signature if key not in ("self", "shape", "rngs")]
+    options = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or key not in legal:
+            raise UsageError(f"scheme {name!r}: expected key=value with key among "
+                             f"{', '.join(legal) or '(none)'}, found {pair!r}")
+        try:
+            options[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            options[key] = text
+        default = signature[key].default
+        if type(default) in (int, float, str, bool) and type(options[key]) is not type(default):
+            raise UsageError(f"scheme {name!r}: {key} must be {type(default).__name__}, found {text!r}")
+    return found, options
+
+
+def make_scheme(spec: str, shape: tuple[int, int], *, rngs: nnx.Rngs | None = None) -> Scheme:
+    """One scheme instance for a weight of `shape` (K, N)."""
+    found, options = parse_scheme(spec)
+    return found(shape, rngs=rngs, **options)
+
+
+__all__ = ["SCHEMES", "Scheme", "make_scheme", "parse_scheme", "scheme_class"]

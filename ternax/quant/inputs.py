@@ -1,0 +1,43 @@
+"""Quantizers of activations. Separate from weight schemes, since they survive packing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ternax.quant.scheme import EPS, straight_through
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8PerToken:
+    """BitNet's W1.58A8 input: each token scaled by its own absolute maximum.
+
+    q = clip(round(127 x / max|x|), -128, 127), rounding half to even; the maximum is
+    clamped to 1e-5. Source: arXiv:2402.17764; transformers integrations/bitnet.py,
+    whose order of operations (reciprocal, then times 127) this follows to the bit.
+    """
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x: float [..., K] -> (int8 [..., K], f32 [..., 1]) with x ~ q * scale."""
+        x = x.astype(jnp.float32)
+        inverse = (1.0 / jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), EPS)) * 127.0
+        return jnp.clip(jnp.round(x * inverse), -128, 127).astype(jnp.int8), 1.0 / inverse
+
+    def fake_quant(self, x: jax.Array) -> jax.Array:
+        """x rounded as above, f32, gradient straight through."""
+        q, scale = self(x)
+        return straight_through(x, q.astype(jnp.float32) * scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unquantized:
+    """Activations stay floats (W2A16)."""
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+        return x, None
+
+    def fake_quant(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+INPUTS = {"int8": Int8PerToken(), "none": Unquantized()}

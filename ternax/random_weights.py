@@ -1,0 +1,180 @@
+"""Packed models with random weights, made in place: never as floats, never copied.
+
+Codes come from a counter hash of (key, row, word), so every layout, order and mesh
+holds the same model, at several GB/s; threefry would need minutes for 70b.
+"""
+
+import functools
+import math
+import zlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from ternax.config import ModelConfig
+from ternax.edit import pack_model
+from ternax.kernels.packing import FLOAT_FORMATS, float_to_bits
+from ternax.models import MODELS, Decoder
+from ternax.models.decoder import table_std
+from ternax.nn.linear import PackedLinear
+from ternax.nn.norm import RMSNorm
+from ternax.nn.table import PackedTable
+
+# P(trit != 0): a | (b & (c | d)) of four fair bits. Absmean of a Gaussian gives 0.691.
+TRIT_DENSITY = 11 / 16
+
+# Root mean square of one random code: uniform over -127 .. 127, over -7 .. 7, trits, and
+# (1 by construction) the float formats.
+_CODE_RMS = {
+    "trit2": math.sqrt(TRIT_DENSITY),
+    "int4": math.sqrt(sum(v * v for v in range(-7, 8)) / 15),
+    "int8": math.sqrt(sum(v * v for v in range(-127, 128)) / 255),
+    "bf16": 1.0,
+    "f32": 1.0,
+}
+# Bytes of codes made at a time, so that temporaries stay in cache.
+_CHUNK_BYTES = 1 << 20
+_EVEN = 0x55555555
+
+
+def abstract_model(config: ModelConfig, *, packed: bool = True, **packing) -> Decoder:
+    """The model as shapes and dtypes, without memory. packing: as for `pack_model`."""
+    def build():
+        model = MODELS[config.family](config, rngs=nnx.Rngs(0))
+        return pack_model(model, **packing) if packed else model
+
+    return nnx.eval_shape(build)
+
+
+def random_model(config: ModelConfig, *, seed: int = 0,
+                 progress: Callable[[str, int], None] = lambda name, nbytes: None, **packing) -> Decoder:
+    """A packed model of random codes; peak memory is the model plus one chunk.
+
+    Args:
+      seed: of the root key. Codes of a projection depend on it, the projection's
+        per-layer name and the position in the matrix alone.
+      progress: called as (name, bytes) when a leaf is done.
+      packing: as for `pack_model`.
+
+    Scales keep the root mean square of activations: 1 / sqrt(K) over the codes' own.
+    """
+    root = jax.random.key(seed)
+    model = abstract_model(config, **packing)
+    for _, node in nnx.iter_modules(model):
+        if isinstance(node, RMSNorm):
+            node.weight.set_value(jnp.ones(node.weight.shape, jnp.float32))
+    for prefix, linear in (("attn", "qkv"), ("attn", "o"), ("mlp", "gate_up"), ("mlp", "down")):
+        node = getattr(getattr(model.layers, prefix), linear)
+        names = [f"layers.*.{prefix}.{part}" for part, _ in node.parts]
+        _fill(node, root, names, gain=node.shape[0] ** -0.5, layers=config.num_layers)
+        progress(f"{prefix}.{linear}", node.packed.nbytes)
+    _fill(model.embedding, root, ["embedding"], gain=table_std(config, "embedding"))
+    progress("embedding", model.embedding.packed.nbytes)
+    if not config.tie_embeddings:
+        _fill(model.head, root, ["head"], gain=table_std(config, "head"))
+        progress("head", model.head.packed.nbytes)
+    return model
+
+
+def tensor_key(root: jax.Array, name: str) -> jax.Array:
+    """The key of a tensor: "layers.*.mlp.up", whose layers fold in their index, or "head"."""
+    return jax.random.fold_in(root, zlib.crc32(name.encode()))
+
+
+def _fill(node: PackedLinear | PackedTable, root, names, *, gain: float, layers: int | None = None):
+    """Gives an abstract packed module its random leaves."""
+    packed = node.packed
+    keys = jnp.stack([_plane_keys(tensor_key(root, name), packed.num_planes, layers) for name in names])
+    widths = tuple(width for _, width in packed.parts)
+    shape = packed.data.shape if layers else (1, *packed.data.shape)
+    data = _random_data(keys, shape=shape, widths=widths, format=packed.format, gain=gain,
+                        squeeze=not layers)
+    node.data.set_value(data.block_until_ready())
+    scale = gain / (_CODE_RMS[packed.format] * math.sqrt(packed.num_planes))
+    if packed.format in FLOAT_FORMATS:
+        scale = 1.0  # the gain is in the values
+    node.scale.set_value(jnp.full(packed.scale.shape, scale, jnp.float32))
+    if packed.zero is not None:
+        node.zero.set_value(jnp.zeros(packed.zero.shape, jnp.float32))
+
+
+def _plane_keys(key, planes: int, layers: int | None):
+    """uint32 [L, P, 2]: one pair of words for each plane of each layer."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    per_layer = fold(key, jnp.arange(layers)) if layers else key[None]
+    per_plane = jax.vmap(lambda k: fold(k, jnp.arange(planes)))(per_layer)
+    return jax.random.key_data(per_plane)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "widths", "format", "gain", "squeeze"))
+def _random_data(keys, *, shape, widths, format, gain, squeeze):
+    """keys: uint32 [parts, L, P, 2] -> data `shape` [L, P, N, row], each part from its own keys."""
+    layers, planes, _, row = shape
+    dtype = FLOAT_FORMATS.get(format, jnp.uint8)
+    data = jnp.zeros(shape, dtype)
+    first = 0
+    for part, width in enumerate(widths):
+        rows = max(1, min(width, _CHUNK_BYTES // row))
+        chunks = -(-width // rows)
+
+        def body(i, data, part=part, first=first, width=width, rows=rows, chunks=chunks):
+            layer, plane, chunk = i // (planes * chunks), i // chunks % planes, i % chunks
+            # The last chunk is moved up to end with the part; what it covers twice is equal.
+            start = jnp.minimum(chunk * rows, width - rows)
+            words = keys[part, layer, plane]
+            block = _random_rows(words, start, rows, row, format, gain)[None, None]
+            return lax.dynamic_update_slice(data, block, (layer, plane, first + start, 0))
+
+        data = lax.fori_loop(0, layers * planes * chunks, body, data)
+        first += width
+    return data[0] if squeeze else data
+
+
+def _random_rows(key, start, rows: int, row: int, format: str, gain: float):
+    """Rows start .. start + rows of one matrix: [rows, row]; `row` counts bytes, or floats."""
+    words = row if format in FLOAT_FORMATS else row // 4
+    index = (start + jnp.arange(rows, dtype=jnp.uint32))[:, None].astype(jnp.uint32) * words
+    index += jnp.arange(words, dtype=jnp.uint32)
+    base = _mix(index + key[0])
+
+    def draw(i):
+        return _mix(base ^ (key[1] + jnp.uint32((0x9E3779B9 * (i + 1)) & 0xFFFFFFFF)))
+
+    if format in FLOAT_FORMATS:
+        uniform = draw(0).astype(jnp.float32) * (2 / 2**32) - 1
+        return float_to_bits(uniform * (gain * math.sqrt(3)), format)
+    if format == "trit2":
+        codes = _trit_word(draw(0), draw(1), draw(2))
+    else:
+        codes = _integer_word(draw(0), draw(1), 8 if format == "int8" else 4)
+    return lax.bitcast_convert_type(codes, jnp.uint8).reshape(rows, row)
+
+
+def _mix(x):
+    """A 32-bit permutation with good avalanche (lowbias32, C. Wellons)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _trit_word(u, v, w):
+    """16 codes from three words: non-zero with TRIT_DENSITY, signs fair, never code 3."""
+    even = jnp.uint32(_EVEN)
+    nonzero = (u & even) | ((u >> 1) & even & ((v | (v >> 1)) & even))
+    positive = nonzero & w
+    return (positive << 1) | (even & ~nonzero)
+
+
+def _integer_word(u, v, bits: int):
+    """4 or 8 codes a word, uniform but for the unused lowest code, which is drawn again, then 1."""
+    lanes, ones = 32 // bits, 2**bits - 1
+
+    def fixed(lane):
+        first, second = (u >> (lane * bits)) & ones, (v >> (lane * bits)) & ones
+        code = jnp.where(first == 0, jnp.maximum(second, 1), first)
+        return code << (lane * bits)
+
+    return functools.reduce(jnp.bitwise_or, [fixed(lane) for lane in range(lanes)])

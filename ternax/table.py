@@ -1,0 +1,128 @@
+"""Records as text: tables for a screen of 100 columns, and the report of a run.
+
+A table never mixes kinds: measured, extrapolated and predicted numbers stand in
+tables of their own, each under its kind's name.
+"""
+
+import statistics
+import textwrap
+
+_IDENTITY = ("experiment", "config", "scheme", "inputs", "backend", "device", "layers", "batch",
+             "context", "seed")
+_MAX_CELL = 24
+
+
+def table(records, width: int = 100) -> str:
+    """One block of lines per kind; no line is longer than `width`.
+
+    What all records of a kind share stands in the block's heading, what differs
+    becomes a column, then the median sample and every metric any of them has.
+    Metrics that do not fit beside each other continue in a further block that
+    repeats the leading columns.
+    """
+    kinds = dict.fromkeys(record.kind for record in records)
+    blocks = [_block(kind, [r for r in records if r.kind == kind], width) for kind in kinds]
+    return "\n\n".join(blocks)
+
+
+def _block(kind: str, records, width: int) -> str:
+    shared, columns = [], [("phase", [record.phase for record in records])]
+    for name in _IDENTITY:
+        values = [getattr(record, name) for record in records]
+        if len(set(values)) > 1:
+            columns.append((name, [_shorten(str(value)) for value in values]))
+        elif values[0] not in ("", 0):
+            shared.append(f"{name} {values[0]}")
+    heading = textwrap.fill(f"{kind}: {', '.join(shared)}", width, subsequent_indent="  ")
+    leading, columns = columns, []
+    if any(record.incomplete for record in records):
+        leading.append(("state", ["incomplete" if r.incomplete else "" for r in records]))
+    if any(record.samples for record in records):
+        columns.append(("median", [_median(record) for record in records]))
+        columns.append(("n", [str(len(r.samples)) if r.samples else "" for r in records]))
+    for name in dict.fromkeys(name for record in records for name in record.metrics):
+        columns.append((name, [format_metric(name, r.metrics.get(name)) for r in records]))
+
+    groups, used = [], None
+    room = width - sum(_column_width(column) + 2 for column in leading)
+    for column in columns or [("", [""] * len(records))]:
+        need = _column_width(column) + 2
+        if used is None or used + need > room:
+            groups.append([])
+            used = 0
+        groups[-1].append(column)
+        used += need
+    lines = [heading]
+    for i, group in enumerate(groups):
+        # A row with nothing in a continuing block would only repeat its name.
+        rows = [row for row in range(len(records)) if i == 0 or any(c[row] for _, c in group)]
+        lines += _grid([(name, [cells[row] for row in rows]) for name, cells in leading + group])
+    return "\n".join(lines)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_CELL else text[:_MAX_CELL - 1] + "…"
+
+
+def _heading_lines(name: str) -> list[str]:
+    """A metric's name broken at underscores, so that columns stay narrow."""
+    lines = [""]
+    for word in name.replace("_", "_ ").split():
+        if lines[-1] and len(lines[-1]) + len(word) > 10:
+            lines.append("")
+        lines[-1] += word
+    return lines
+
+
+def _column_width(column) -> int:
+    name, cells = column
+    return max(map(len, [*_heading_lines(name), *cells]))
+
+
+def _grid(columns) -> list[str]:
+    headings = [_heading_lines(name) for name, _ in columns]
+    height = max(map(len, headings))
+    rows = [[([""] * (height - len(lines)) + lines)[i] for lines in headings]
+            for i in range(height)]
+    rows += [[cells[i] for _, cells in columns] for i in range(len(columns[0][1]))]
+    widths = [_column_width(column) for column in columns]
+    # The first column is words, the others read best right-aligned.
+    return [("  " + row[0].ljust(widths[0]) + "".join(
+        "  " + cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))).rstrip()
+        for row in rows]
+
+
+def _median(record) -> str:
+    if not record.samples:
+        return ""
+    return f"{statistics.median(record.samples):.4g} {record.sample_unit}"
+
+
+def format_metric(name: str, value) -> str:
+    """A metric for reading: sizes in GiB or MiB, shares in percent, else four digits."""
+    if value is None:
+        return ""
+    if "bytes" in name:
+        for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+            if abs(value) >= size:
+                return f"{value / size:.2f} {unit}"
+        return f"{value} B"
+    if "share" in name or "agreement" in name:
+        return f"{100 * value:.1f} %"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def report(records) -> str:
+    """The run as a Markdown page: what was asked, on what, by which sources, and the tables."""
+    if not records:
+        return "# No records\n\nNothing was measured.\n"
+    last = records[-1]
+    lines = [f"# {last.experiment}: {last.config}", "", "| | |", "|---|---|"]
+    for name in ("flags", "device", "backend", "versions", "commit", "source_sha256", "time_utc"):
+        cell = " ".join(str(getattr(last, name)).split()).replace("|", "\\|")
+        lines.append(f"| {name} | {cell} |")
+    lines += ["", "```", table(records), "```", ""]
+    if any(record.incomplete for record in records):
+        lines += ["Stopped before the end: records marked incomplete hold fewer samples.", ""]
+    notes = dict.fromkeys(record.note for record in records if record.note)
+    return "\n".join([*lines, *(f"- {note}" for note in notes)]).rstrip() + "\n"

@@ -1,0 +1,127 @@
+"""The package as setup.cfg declares it: complete, one name for each module, no local paths."""
+
+import configparser
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import ternax
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+PACKAGES = SETUP["options"]["packages"].split()
+PACKAGE_DIR = dict(
+    re.split(r"\s*=\s*", line) for line in SETUP["options"]["package_dir"].split("\n") if line
+)
+EXPERIMENTS = sorted(
+    path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__"
+)
+
+
+def folder(package: str) -> pathlib.Path:
+    """Where setuptools looks for `package`: by its nearest mapped parent."""
+    rest: list[str] = []
+    name = package
+    while name not in PACKAGE_DIR:
+        name, _, last = name.rpartition(".")
+        rest.insert(0, last)
+    return ROOT.joinpath(PACKAGE_DIR[name], *rest)
+
+
+def project_files() -> list[pathlib.Path]:
+    """Files of the project: git's list, or what lies here when there is no git."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0:
+        paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:
+        made = {".git", ".venv", "build", "dist", "runs", "__pycache__"}
+        paths = [p for p in ROOT.rglob("*") if not made & set(p.relative_to(ROOT).parts)]
+    return [path for path in paths if path.is_file()]
+
+
+def test_version_has_one_source():
+    assert SETUP["metadata"]["version"] == "attr: ternax.__version__"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ternax.__version__)
+
+
+def test_listed_packages_exist():
+    assert [p for p in PACKAGES if not folder(p).is_dir()] == []
+
+
+def test_every_folder_with_modules_is_listed():
+    listed = {folder(package) for package in PACKAGES}
+    found = {path.parent for top in PACKAGE_DIR.values() for path in (ROOT / top).rglob("*.py")}
+    assert sorted(found - listed) == []
+
+
+def test_console_scripts_name_a_main():
+    for line in SETUP["options.entry_points"]["console_scripts"].strip().splitlines():
+        package, module = re.fullmatch(r"\S+ = (ternax\.\w+)\.(\w+):main", line).groups()
+        source = (folder(package) / f"{module}.py").read_text()
+        assert re.search(r"^def main\(argv(: [^=]+)?\s*=\s*None\)", source, re.MULTILINE), line
+
+
+def test_kernels_is_a_namespace_folder():
+    # With an __init__ it would shadow the package of that name which transformers imports.
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+# Imports sys.argv[1:], each a module or a package with all its modules, and prints every
+# file that sys.modules then holds under more than one name.
+LOADED_TWICE = """
+import collections, importlib, os, pkgutil, sys
+for name in sys.argv[1:]:
+    module = importlib.import_module(name)
+    # ternax's second path entry is the checkout itself, whose folders are listed by name.
+    for info in pkgutil.iter_modules(list(getattr(module, "__path__", ()))[:1]):
+        importlib.import_module(f"{name}.{info.name}")
+names = collections.defaultdict(set)
+for name, module in list(sys.modules.items()):
+    if getattr(module, "__file__", None):
+        names[os.path.realpath(module.__file__)].add(name)
+root = os.path.join(os.getcwd(), "")
+for file, found in sorted(names.items()):
+    if file.startswith(root) and len(found) > 1:
+        print(file, *sorted(found))
+"""
+
+
+def loaded_twice(*names: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED_TWICE, *names],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_no_library_module_has_two_names():
+    # Experiments are programs, each alone in its process: the test below.
+    assert loaded_twice(*[p for p in PACKAGES if p != "ternax.experiments"]) == ""
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_no_module_of_an_experiment_has_two_names(name):
+    assert loaded_twice(f"experiments.{name}") == ""
+
+
+def test_files_name_no_path_of_one_machine():
+    local = re.compile(r"(?<![\w.~:/-])/(?:home|Users|root|work|workspace|mnt)/[\w.-]+")
+    found = []
+    for path in project_files():
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        found += [f"{path.relative_to(ROOT)}: {hit}" for hit in local.findall(text)]
+    assert found == []
