@@ -187,8 +187,10 @@ class Command:
             sys.stdout.flush()
             return code
         except BrokenPipeError:
-            return _stdout_closed()
+            _flush_or_discard()
+            return 141  # as a program that SIGPIPE ends; nobody is there to tell more
         except (Exception, KeyboardInterrupt) as error:
+            _flush_or_discard()
             if any(re.fullmatch("--?debug(=true|=t|=1)?", argument) for argument in argv):
                 traceback.print_exc()
             code, line = describe(error)
@@ -341,11 +343,15 @@ def describe(error: BaseException) -> tuple[int, str]:
     return 1, f"unexpected {type(error).__name__}: {first} (--debug shows where)"
 
 
-def _stdout_closed() -> int:
-    """Whoever read our output has left: nobody is there to tell, so say nothing more."""
+def _flush_or_discard() -> None:
+    """Writes what stdout still holds or, where it takes no more, gives that up.
+
+    Else the interpreter would try once more at its end, fail, and exit with 120.
+    """
     try:
-        # Or the interpreter would fail once more when it flushes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):
-        pass
-    return 141
+        sys.stdout.flush()
+    except OSError:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (OSError, ValueError):  # not a file at all
+            pass

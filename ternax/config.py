@@ -4,6 +4,7 @@ The named models are literals in `configs/`; nothing else holds a model's size.
 """
 
 import dataclasses
+import math
 
 from ternax.errors import UsageError
 
@@ -74,6 +75,7 @@ class ModelConfig:
     inputs: str = "int8"
 
     def __post_init__(self):
+        _check_types(self, "config")
         for field in ("vocab_size", "hidden_size", "intermediate_size", "num_layers",
                       "num_heads", "num_kv_heads", "head_dim", "max_context"):
             value = getattr(self, field)
@@ -91,10 +93,31 @@ class ModelConfig:
             raise UsageError(f"config.head_dim must be even (rotary pairs), found {self.head_dim}")
         if not 0 < self.norm_eps < 1:
             raise UsageError(f"config.norm_eps must lie between 0 and 1, found {self.norm_eps}")
-        if self.rope_theta <= 1:
+        if not 1 < self.rope_theta < math.inf:
             raise UsageError(f"config.rope_theta must exceed 1, found {self.rope_theta}")
-        scaling = self.rope_scaling
-        if scaling is not None and not 0 < scaling.low_freq_factor < scaling.high_freq_factor:
-            raise UsageError(
-                "config.rope_scaling.low_freq_factor must lie between 0 and high_freq_factor, "
-                f"found {scaling.low_freq_factor} and {scaling.high_freq_factor}")
+        if self.rope_scaling is not None:
+            _check_scaling(self.rope_scaling)
+
+
+def _check_scaling(scaling: RopeScaling) -> None:
+    """Raises UsageError for a scaling whose frequencies would be wrong or not finite."""
+    _check_types(scaling, "config.rope_scaling")
+    if not 0 < scaling.factor < math.inf:
+        raise UsageError(f"config.rope_scaling.factor must be positive, found {scaling.factor}")
+    if not 0 < scaling.low_freq_factor < scaling.high_freq_factor < math.inf:
+        raise UsageError(
+            "config.rope_scaling.low_freq_factor must lie between 0 and high_freq_factor, "
+            f"found {scaling.low_freq_factor} and {scaling.high_freq_factor}")
+    if scaling.original_context < 1:
+        raise UsageError("config.rope_scaling.original_context must be at least 1, "
+                         f"found {scaling.original_context}")
+
+
+def _check_types(value, path: str) -> None:
+    """Raises UsageError unless every field of a dataclass holds its declared type."""
+    for field in dataclasses.fields(value):
+        found, legal = getattr(value, field.name), field.type
+        kinds = (int, float) if legal is float else legal
+        if not isinstance(found, kinds) or (isinstance(found, bool) and legal is not bool):
+            name = getattr(legal, "__name__", legal)
+            raise UsageError(f"{path}.{field.name} must be {name}, found {found!r}")

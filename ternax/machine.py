@@ -94,8 +94,8 @@ def _cgroup_memory() -> list[tuple[int, int]]:
         else:
             continue
         group = root / path.lstrip("/")
-        # Inside a container the path may be the host's; then the root is the group.
-        for directory in [root] if not group.is_dir() else [group, *group.parents]:
+        # Inside a container the path may be the host's; then only the root is there.
+        for directory in (group, *group.parents):
             limit, used = read_number(directory / names[0]), read_number(directory / names[1])
             if limit is not None and used is not None:
                 stat = read_text(directory / "memory.stat")

@@ -86,8 +86,8 @@ def read_bandwidth(threads: int | None = None, seconds: float = 1.0, max_bytes: 
     order; median of the ratios to the C pass of the same round, 2 runs of 30 rounds:
 
       threads                          1            2
-      np.add.reduce, int64             1.03, 1.05   1.01, 1.01   <- taken
-      np.bitwise_or.reduce, uint64     1.04, 1.05   1.00, 1.01
+      np.add.reduce, 64-bit            1.03, 1.05   1.01, 1.01   <- taken
+      np.bitwise_or.reduce, 64-bit     1.04, 1.05   1.00, 1.01
       np.dot, float32 (OpenBLAS)       1.06, 1.06   0.99, 1.00   brings threads of its own
       np.max, int64 / uint8            1.03, 1.01   0.99, 1.00 / 0.98, 0.99
       8 slices a thread                1.03, 1.04   0.99, 0.99
@@ -99,7 +99,8 @@ def read_bandwidth(threads: int | None = None, seconds: float = 1.0, max_bytes: 
     import numpy as np
 
     threads = threads or threads_available()
-    blocks = max(1, int(min(max_bytes, memory_available_bytes() // 20) // _BLOCK_BYTES) // threads)
+    free = memory_available_bytes() or 0
+    blocks = max(1, min(max_bytes, free // 20) // _BLOCK_BYTES // threads)
     words = np.empty((threads, blocks, _BLOCK_BYTES // 8), np.uint64)
     block = np.random.default_rng(0).integers(1 << 63, size=_BLOCK_BYTES // 8, dtype=np.uint64)
 
@@ -125,7 +126,8 @@ def read_bandwidth(threads: int | None = None, seconds: float = 1.0, max_bytes: 
         timed(fill)
         # Small or many slices: repeat them, so that handing out work does not show.
         rounds = max(1, math.ceil(0.02 / timed(read, 1)))
-        samples, stop = [], time.perf_counter() + seconds
+        samples: list[float] = []
+        stop = time.perf_counter() + seconds
         while len(samples) < 3 or time.perf_counter() < stop:
             samples.append(rounds * words.nbytes / timed(read, rounds) / 1e9)
     method = f"numpy sum of uint64, {threads} threads, {words.nbytes / 2**20:.0f} MiB"
@@ -145,7 +147,7 @@ def _device_read_bandwidth(device, seconds: float, max_bytes: int) -> Bandwidth:
     import jax.numpy as jnp
 
     free = memory_available_bytes(device)
-    count = int(max_bytes if free is None else min(max_bytes, free // 20)) // 4
+    count = (max_bytes if free is None else min(max_bytes, free // 20)) // 4
 
     @jax.jit
     def read(words, rounds):
@@ -167,10 +169,12 @@ def _device_read_bandwidth(device, seconds: float, max_bytes: int) -> Bandwidth:
         _, rate = sampled(read, 10)
         # One pass takes under a millisecond: 20 ms hide the launch and the loop's own cost.
         rounds = max(1, math.ceil(0.02 * rate * 1e9 / words_bytes))
-        reads, copies, stop = [], [], time.perf_counter() + seconds
+        reads: list[float] = []
+        stop = time.perf_counter() + seconds
         while len(reads) < 3 or time.perf_counter() < stop:
             reads.append(sampled(read, rounds)[1])
         words, _ = sampled(copy, 1)
+        copies: list[float] = []
         for _ in range(5):
             words, rate = sampled(copy, rounds)
             copies.append(2 * rate)

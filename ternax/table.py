@@ -26,42 +26,57 @@ def table(records, width: int = 100) -> str:
 
 
 def _block(kind: str, records, width: int) -> str:
-    shared, columns = [], [("phase", [record.phase for record in records])]
-    for name in _IDENTITY:
-        values = [getattr(record, name) for record in records]
-        if len(set(values)) > 1:
-            columns.append((name, [_shorten(str(value)) for value in values]))
-        elif values[0] not in ("", 0):
-            shared.append(f"{name} {values[0]}")
+    shared, leading = _leading(records, width)
     heading = textwrap.fill(f"{kind}: {', '.join(shared)}", width, subsequent_indent="  ")
-    leading, columns = columns, []
-    if any(record.incomplete for record in records):
-        leading.append(("state", ["incomplete" if r.incomplete else "" for r in records]))
+    columns = []
     if any(record.samples for record in records):
         columns.append(("median", [_median(record) for record in records]))
         columns.append(("n", [str(len(r.samples)) if r.samples else "" for r in records]))
     for name in dict.fromkeys(name for record in records for name in record.metrics):
         columns.append((name, [format_metric(name, r.metrics.get(name)) for r in records]))
 
-    groups, used = [], None
+    groups: list[list] = []
+    used = 0
     room = width - sum(_column_width(column) + 2 for column in leading)
     for column in columns or [("", [""] * len(records))]:
         need = _column_width(column) + 2
-        if used is None or used + need > room:
+        if not groups or used + need > room:
             groups.append([])
             used = 0
         groups[-1].append(column)
         used += need
-    lines = [heading]
+    lines = heading.splitlines()
     for i, group in enumerate(groups):
         # A row with nothing in a continuing block would only repeat its name.
         rows = [row for row in range(len(records)) if i == 0 or any(c[row] for _, c in group)]
         lines += _grid([(name, [cells[row] for row in rows]) for name, cells in leading + group])
-    return "\n".join(lines)
+    return "\n".join(line if len(line) <= width else line[:width - 1] + "…" for line in lines)
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_CELL else text[:_MAX_CELL - 1] + "…"
+def _leading(records, width: int):
+    """What all records share, in words, and the columns of what tells them apart.
+
+    Long cells are cut until the columns leave half of the width to the numbers.
+    """
+    shared = []
+    columns = [("phase", [record.phase for record in records])]
+    for name in _IDENTITY:
+        values = [getattr(record, name) for record in records]
+        if len(set(values)) > 1:
+            columns.append((name, [str(value) for value in values]))
+        elif values[0] not in ("", 0):
+            shared.append(f"{name} {values[0]}")
+    if any(record.incomplete for record in records):
+        columns.append(("state", ["incomplete" if r.incomplete else "" for r in records]))
+    for longest in range(_MAX_CELL, 5, -1):
+        columns = [(name, [_shorten(cell, longest) for cell in cells]) for name, cells in columns]
+        if sum(_column_width(column) + 2 for column in columns) <= width // 2:
+            break
+    return shared, columns
+
+
+def _shorten(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[:longest - 1] + "…"
 
 
 def _heading_lines(name: str) -> list[str]:

@@ -56,6 +56,7 @@ def test_values_are_flat_but_for_samples_and_metrics():
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     samples=st.lists(finite, max_size=4),
     metrics=st.dictionaries(st.sampled_from(list(METRICS)), finite | st.integers(), max_size=5),
@@ -254,7 +255,15 @@ def test_tables_are_narrow_and_never_mix_kinds(width):
     assert max(map(len, text.splitlines())) <= width
     blocks = text.split("\n\n")
     assert [block.split(":")[0] for block in blocks] == ["measured", "predicted", "extrapolated"]
+    assert "context 512" in blocks[1] and "…" not in blocks[1]
     assert "incomplete" in blocks[0] and "incomplete" not in blocks[1]
+
+
+def test_records_that_differ_in_everything_still_fit():
+    fields = ("experiment", "config", "scheme", "inputs", "backend", "device")
+    records = [make(**{name: f"{name}{i}" * 9 for name in fields}, layers=i, batch=i, context=i,
+                    seed=i, incomplete=bool(i)) for i in range(3)]
+    assert max(map(len, table(records).splitlines())) <= 100
 
 
 def test_every_metric_is_shown():

@@ -301,15 +301,19 @@ import sys
 from ternax.experiments import flags
 command = flags.Command("probe", "", groups=(flags.run_flags,))
 def body(args):
-    for _ in range(100000):
+    for _ in range(int(sys.argv[1])):
         print("a line of output")
 sys.exit(command.run(body, []))
 """
 
 
+# As users run it: output is held back until there is a block of it.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 def test_a_reader_that_leaves_is_no_error():
-    child = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=ROOT, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-c", SCRIPT, "100000"], cwd=ROOT, env=BUFFERED,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     child.stdout.readline()
     child.stdout.close()
     err = child.stderr.read()
@@ -317,12 +321,13 @@ def test_a_reader_that_leaves_is_no_error():
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_under_stdout():
+@pytest.mark.parametrize("lines", ["1", "100000"])  # found at the end, and underway
+def test_a_full_disk_under_stdout(lines):
     with open("/dev/full", "w") as full:
-        child = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, stdout=full,
-                               stderr=subprocess.PIPE, text=True)
+        child = subprocess.run([sys.executable, "-c", SCRIPT, lines], cwd=ROOT, env=BUFFERED,
+                               stdout=full, stderr=subprocess.PIPE, text=True)
     assert child.returncode == 6
-    assert child.stderr.startswith("error: cannot write: No space left on device\n")
+    assert child.stderr == "error: cannot write: No space left on device\n"
 
 
 def test_importing_is_cheap():
