@@ -31,7 +31,7 @@ def load(source: str | ModelConfig, *, scheme: str | None = None, packed: bool =
 
     Args:
       source: a config name ("70b") or a ModelConfig: random weights of that shape.
-      scheme: replaces the config's weight scheme.
+      scheme: replaces the config's weight scheme; "none" leaves inputs unquantized too.
       packed: True makes packed codes in place; False latent float weights (f32) that
         train and can be handed to `pack_model`. The two are different random models.
       layers: the first n layers alone.
@@ -39,14 +39,21 @@ def load(source: str | ModelConfig, *, scheme: str | None = None, packed: bool =
       packing: embed_dtype, head_dtype and backend, as for `pack_model`.
     """
     config = source if isinstance(source, ModelConfig) else get_config(source)
-    if scheme is not None:
-        config = dataclasses.replace(config, scheme=scheme)
-    config = first_layers(config, layers)
+    config = first_layers(with_scheme(config, scheme), layers)
     if packed:
         return random_model(config, seed=seed, **packing)
     if packing:
         raise UsageError(f"load: {', '.join(packing)} belong to packed=True")
     return MODELS[config.family](config, rngs=nnx.Rngs(seed))
+
+
+def with_scheme(config: ModelConfig, scheme: str | None, inputs: str | None = None) -> ModelConfig:
+    """The config under another scheme; `inputs` None keeps the config's, or "none" for scheme "none"."""
+    if scheme is None:
+        scheme = config.scheme
+    if inputs is None:
+        inputs = "none" if scheme.partition(",")[0] == "none" else config.inputs
+    return dataclasses.replace(config, scheme=scheme, inputs=inputs)
 
 
 def first_layers(config: ModelConfig, layers: int | None) -> ModelConfig:

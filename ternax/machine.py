@@ -31,6 +31,12 @@ def threads_available() -> int:
         return os.cpu_count() or 1
 
 
+def limit_threads(threads: int) -> None:
+    """Keeps this process on its first `threads` processors; call it before JAX starts its pools."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
 def _cpuinfo(*keys: str) -> str:
     """The first of `keys` in /proc/cpuinfo, or ""."""
     text = read_text(_PROC / "cpuinfo")

@@ -18,6 +18,7 @@ from ternax.machine import (  # noqa: F401  (callers say measure.memory_availabl
     cpu_model,
     instruction_sets,
     last_level_cache_bytes,
+    limit_threads,
     memory_available_bytes,
     memory_total_bytes,
     on_host,

@@ -1,0 +1,163 @@
+"""Bytes and bounds, counted on the abstract model: the plan and the run share one tree.
+
+Nothing here allocates. A decode step must read every packed weight, the head and the
+cache in use once; read bandwidth over those bytes bounds its rate.
+"""
+
+import dataclasses
+import math
+
+import jax
+from flax import nnx
+
+from ternax.config import ModelConfig
+from ternax.edit import check_table_dtypes
+from ternax.errors import UsageError
+from ternax.nn.cache import KV_DTYPES, init_cache
+from ternax.nn.linear import PackedLinear, QuantLinear
+from ternax.nn.table import PackedTable
+from ternax.random_weights import abstract_model
+
+# What a process that has imported jax, traced, compiled and run the CPU backend holds
+# beside its arrays: measured 0.60 GiB with 70b and 80 layers, 0.50 with 8b.
+RUNTIME_BYTES = int(0.6 * 2**30)
+
+# Left free when deciding whether a plan fits: page cache, other processes' growth.
+MARGIN_BYTES = 256 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one run needs and what bounds it.
+
+    Attributes:
+      config: the model, cut to the layers that run.
+      batch, context: rows, and tokens of each row (prompt and new).
+      parameters: of the model as configured.
+      ternary_parameters: those of the projections the scheme quantizes.
+      bytes: part -> bytes resident: projections, scales, norms, embedding, head, cache,
+        activations, runtime. A tied head is part of the embedding.
+      step_bytes: part -> bytes one decode step reads at the full context.
+      bits_per_weight: stored bits of a projection weight, scales included.
+      available_bytes: free for this process, its own resident memory included; None
+        where the device does not say.
+    """
+
+    config: ModelConfig
+    batch: int
+    context: int
+    parameters: int
+    ternary_parameters: int
+    bytes: dict[str, int]
+    step_bytes: dict[str, int]
+    bits_per_weight: float
+    available_bytes: int | None
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.bytes.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Everything of the model itself."""
+        return sum(self.bytes[part] for part in ("projections", "scales", "norms", "embedding", "head"))
+
+    @property
+    def bytes_per_step(self) -> int:
+        return sum(self.step_bytes.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the total, with a margin, is free. Unknown memory counts as enough."""
+        return self.available_bytes is None or self.total_bytes + MARGIN_BYTES <= self.available_bytes
+
+    def bound_tokens_per_s(self, read_bandwidth_gb_per_s: float) -> float:
+        """Tokens/s of the whole batch if a step took only the reading of its bytes."""
+        return self.batch * read_bandwidth_gb_per_s * 1e9 / self.bytes_per_step
+
+
+def plan(config: ModelConfig | str, *, batch: int = 1, context: int = 128, prompt: int | None = None,
+         scheme: str | None = None, kv_dtype: str = "bf16", embed_dtype: str = "int8",
+         head_dtype: str = "int8", available_bytes: int | None = None) -> Plan:
+    """Counts one decode run without allocating it.
+
+    Args:
+      config: a ModelConfig or a config name.
+      batch: rows decoded together.
+      context: tokens of each row, prompt and new.
+      prompt: tokens read at once in prefill; None: all of `context`.
+      scheme: replaces the config's.
+      kv_dtype, embed_dtype, head_dtype: how cache and tables are stored.
+      available_bytes: memory to fit into; None leaves `fits` true.
+    """
+    if isinstance(config, str):
+        from ternax.configs import get_config
+        config = get_config(config)
+    if scheme is not None:
+        config = dataclasses.replace(config, scheme=scheme)
+    if kv_dtype not in KV_DTYPES:
+        raise UsageError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, found {kv_dtype!r}")
+    if batch < 1 or not 1 <= context <= config.max_context:
+        raise UsageError(f"batch must be at least 1 and context between 1 and {config.max_context} "
+                         f"for {config.name}, found {batch} and {context}")
+    check_table_dtypes(config, embed_dtype, head_dtype)
+    parameters, ternary = count_parameters(config)
+    model = abstract_model(config, embed_dtype=embed_dtype, head_dtype=head_dtype)
+    cache = jax.eval_shape(lambda: init_cache(config, batch, context, kv_dtype))
+    parts = _resident(model)
+    parts["cache"] = _nbytes(cache)
+    parts["activations"] = _activation_bytes(config, batch, prompt or context, context)
+    parts["runtime"] = RUNTIME_BYTES
+    slots = cache.k.shape[3]
+    table = parts["embedding"] if config.tie_embeddings else parts["head"]
+    step = {
+        "projections": parts["projections"],
+        "scales": parts["scales"],
+        "norms": parts["norms"],
+        "head": table,
+        "embedding": batch * (parts["embedding"] // config.vocab_size),
+        "cache": parts["cache"] * context // slots,
+    }
+    bits = 8 * (parts["projections"] + parts["scales"]) / ternary
+    return Plan(config, batch, context, parameters, ternary, parts, step, bits, available_bytes)
+
+
+def count_parameters(config: ModelConfig) -> tuple[int, int]:
+    """(all parameters, those of the projections), on the abstract float model."""
+    model = abstract_model(config, packed=False)
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    kernels = [node.kernel for _, node in nnx.iter_modules(model) if isinstance(node, QuantLinear)]
+    return total, sum(math.prod(kernel.shape) for kernel in kernels)
+
+
+def _nbytes(tree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _resident(model) -> dict[str, int]:
+    """Part -> bytes of an abstract packed model."""
+    parts = dict.fromkeys(("projections", "scales", "norms", "embedding", "head"), 0)
+    counted = 0
+    for path, node in nnx.iter_modules(model):
+        if isinstance(node, PackedLinear):
+            data = _nbytes(node.packed.data)
+            parts["projections"] += data
+            parts["scales"] += node.packed.nbytes - data
+            counted += node.packed.nbytes
+        elif isinstance(node, PackedTable):
+            parts[path[-1]] += node.packed.nbytes
+            counted += node.packed.nbytes
+    parts["norms"] = _nbytes(nnx.state(model)) - counted
+    return parts
+
+
+def _activation_bytes(config: ModelConfig, batch: int, prompt: int, context: int) -> int:
+    """Temporaries of the larger step, prefill: one layer's widest f32 arrays, and the logits."""
+    tokens = batch * prompt
+    inner = config.num_heads * config.head_dim
+    # gate and up, their parts, the gated product and its int8 copy are alive together.
+    mlp = tokens * config.intermediate_size * (4 * 5 + 2)
+    attention = tokens * (config.hidden_size * 4 * 3 + inner * 4 * 4)
+    scores = 3 * 4 * batch * config.num_heads * prompt * min(context, 256)
+    logits = 3 * 4 * batch * config.vocab_size
+    return mlp + attention + scores + logits
