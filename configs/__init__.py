@@ -9,10 +9,18 @@ from ternax.errors import UsageError
 CONFIGS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
-        tiny.TINY_LLAMA, tiny.TINY_BITNET,
-        llama3.LLAMA_1B, llama3.LLAMA_3B, llama3.LLAMA_8B, llama3.LLAMA_13B, llama3.LLAMA_70B,
+        tiny.TINY_LLAMA,
+        tiny.TINY_BITNET,
+        llama3.LLAMA_1B,
+        llama3.LLAMA_3B,
+        llama3.LLAMA_8B,
+        llama3.LLAMA_13B,
+        llama3.LLAMA_70B,
         llama3.LLAMA_405B,
-        bitnet.BITNET_700M, bitnet.BITNET_2B4T, bitnet.BITNET_3B, bitnet.BITNET_7B,
+        bitnet.BITNET_700M,
+        bitnet.BITNET_2B4T,
+        bitnet.BITNET_3B,
+        bitnet.BITNET_7B,
     )
 }
 ALIASES = {"2b4t": "bitnet-2b4t"}
@@ -29,5 +37,7 @@ def get_config(name: str) -> ModelConfig:
     config = CONFIGS.get(ALIASES.get(name, name))
     if config is None:
         near = ", ".join(nearest(name, [*CONFIGS, *ALIASES]))
-        raise UsageError(f"config: no model is named {name!r}; nearest: {near} (--list_configs shows all)")
+        raise UsageError(
+            f"config: no model is named {name!r}; nearest: {near} (--list_configs shows all)"
+        )
     return config

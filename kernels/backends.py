@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import reference
+from .cpu import backend as cpu
 
 
 class BackendError(ValueError):
@@ -22,8 +23,8 @@ class Backend:
       name: what `backend=` and `--backend` call it.
       why_not: (platform, x, w) -> None if it can run the call, else one line why not.
         `x` and `w` may be None: then only the platform is judged.
-      run: (x_digits, w, layer, config) -> see `reference.run`.
-      heuristic: (x_digits, w) -> config, a mapping of the backend's own settings.
+      run: (digits, x_scale, w, layer, config) -> see `reference.run`.
+      heuristic: (x, w) -> config, a mapping of the backend's own settings.
     """
 
     name: str
@@ -33,12 +34,13 @@ class Backend:
 
 
 BACKENDS: dict[str, Backend] = {
+    "cpu": Backend("cpu", cpu.why_not, cpu.run, cpu.heuristic),
     "reference": Backend("reference", reference.why_not, reference.run, reference.heuristic),
 }
 
 # Fastest first. Platforms not named here try the reference alone.
 ORDER: dict[str, tuple[str, ...]] = {
-    "cpu": ("reference",),
+    "cpu": ("cpu", "reference"),
     "gpu": ("reference",),
 }
 

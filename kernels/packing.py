@@ -34,6 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 
 LAYOUT_VERSION = 1
+# Float activations travel as balanced int8 digits of this base, see ternary_matmul.to_digits.
+DIGIT_BASE = 128
 CANONICAL = "canonical"
 BLOCK = 16
 

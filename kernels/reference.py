@@ -10,13 +10,23 @@ multiply and reduce in one fusion 24.7. A batch under 4 is padded to 4: XLA's in
 dot is several times slower at 1 row than at 4.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .packing import BLOCK, CANONICAL, FLOAT_FORMATS, FORMATS, Packed, bits_to_float, plane_order
+from .packing import (
+    BLOCK,
+    CANONICAL,
+    DIGIT_BASE,
+    FLOAT_FORMATS,
+    FORMATS,
+    Packed,
+    bits_to_float,
+    plane_order,
+)
 
 # A block's packed bytes: large enough to occupy all cores, small enough for the cache.
 _BLOCK_BYTES = 1 << 20
@@ -52,7 +62,68 @@ def _code_offset(format: str) -> int:
     return 0 if FORMATS[format].bits == 8 else FORMATS[format].offset
 
 
-def run(x: jax.Array, w: Packed, layer: jax.Array, combine, config: Mapping[str, int]) -> jax.Array:
+def run(
+    digits: jax.Array,
+    x_scale: jax.Array | None,
+    w: Packed,
+    layer: jax.Array,
+    config: Mapping[str, int],
+) -> jax.Array:
+    """The packed product of one layer of a stack, see `ternary_matmul`.
+
+    Args:
+      digits: int8 [D, M, K]; activations, or their base-128 digits, lowest first.
+      x_scale: f32 [M, 1], or None for the bare accumulators of one digit.
+      w: stacked weights, data [L, P, N, row_bytes].
+      layer: int32 [].
+      config: {"block_rows": rows of W in one block}.
+
+    Returns:
+      f32 [M, N], or int32 [M, N] without x_scale.
+    """
+    flat = digits.reshape(-1, digits.shape[-1])
+    if x_scale is None:
+        return _blocked(flat, w, layer, lambda acc, p, g, n0: acc, config)
+    return _blocked(flat, w, layer, _combine(digits, x_scale, w, layer), config)
+
+
+def _combine(digits, x_scale, w: Packed, layer):
+    """The float half: accumulators of one (plane, group) -> their share of y.
+
+    y = sum over planes and groups of x_scale * scale * (acc + zero * sum of x), with
+    acc = acc0 + 128 acc1 + 16384 acc2 where x came in digits.
+    """
+    count = digits.shape[0]
+    x_sum = None if w.zero is None else _group_sums(digits, w)
+
+    def columns(leaf, p, g, n0, size):
+        start, take = (n0, size) if leaf.shape[-1] > 1 else (0, 1)
+        return lax.dynamic_slice(leaf, (layer, p, g, start), (1, 1, 1, take))[0, 0]
+
+    def combine(acc, p, g, n0):
+        size = acc.shape[-1]
+        parts = acc.reshape(count, -1, size).astype(jnp.float32)
+        total = functools.reduce(lambda high, low: high * DIGIT_BASE + low, parts[::-1])
+        if x_sum is not None:
+            group_sum = lax.dynamic_index_in_dim(x_sum, g, 0, keepdims=False)[:, None]
+            total += columns(w.zero, p, g, n0, size) * group_sum
+        return total * (x_scale * columns(w.scale, p, g, n0, size))
+
+    return combine
+
+
+def _group_sums(digits: jax.Array, w: Packed) -> jax.Array:
+    """f32 [G, M]: sum of the activations' values over each K group."""
+    place = DIGIT_BASE ** jnp.arange(digits.shape[0], dtype=jnp.int32)
+    values = jnp.einsum("dmk,d->mk", digits.astype(jnp.int32), place)
+    padded = -(-w.shape[0] // BLOCK) * BLOCK
+    values = jnp.pad(values, ((0, 0), (0, padded - w.shape[0])))
+    return values.reshape(values.shape[0], w.groups, -1).sum(-1).T.astype(jnp.float32)
+
+
+def _blocked(
+    x: jax.Array, w: Packed, layer: jax.Array, combine, config: Mapping[str, int]
+) -> jax.Array:
     """The exact core, and `combine` applied to each block while it is in cache.
 
     Args:
@@ -80,13 +151,20 @@ def run(x: jax.Array, w: Packed, layer: jax.Array, combine, config: Mapping[str,
     def partial(p, g, n0, size):
         """int32 [R, size]: group g of rows n0 .. n0 + size, exact."""
         codes = lax.dynamic_slice(
-            w.data, (layer, p, n0, g * group_bytes), (1, 1, size, group_bytes))[0, 0]
+            w.data, (layer, p, n0, g * group_bytes), (1, 1, size, group_bytes)
+        )[0, 0]
         acc = jnp.zeros((x.shape[0], size), jnp.int32)
         for position in range(fmt.planes):
             digits = lax.dynamic_index_in_dim(planes[position], g, 0, keepdims=False)
-            acc += lax.dot_general(digits, _plane(codes, w.format, position),
-                                   (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
-        acc -= _code_offset(w.format) * lax.dynamic_index_in_dim(sums, g, 0, keepdims=False)[:, None]
+            acc += lax.dot_general(
+                digits,
+                _plane(codes, w.format, position),
+                (((1,), (1,)), ((), ())),
+                preferred_element_type=jnp.int32,
+            )
+        acc -= (
+            _code_offset(w.format) * lax.dynamic_index_in_dim(sums, g, 0, keepdims=False)[:, None]
+        )
         return acc[:rows]
 
     def block(n0, size):
@@ -94,7 +172,8 @@ def run(x: jax.Array, w: Packed, layer: jax.Array, combine, config: Mapping[str,
         if groups * w.num_planes == 1:
             return combine(partial(0, 0, n0, size), 0, 0, n0)
         step = lambda i: combine(  # noqa: E731
-            partial(i // groups, i % groups, n0, size), i // groups, i % groups, n0)
+            partial(i // groups, i % groups, n0, size), i // groups, i % groups, n0
+        )
         return lax.fori_loop(1, groups * w.num_planes, lambda i, y: y + step(i), step(0))
 
     size = min(config["block_rows"], n)
@@ -148,7 +227,9 @@ def transposed(g: jax.Array, w: Packed, layer: jax.Array) -> jax.Array:
         shifts = (fmt.bits * jnp.arange(fmt.planes, dtype=jnp.uint8))[:, None]
         values = ((blocks >> shifts) & (2**fmt.bits - 1)).astype(jnp.float32) - fmt.offset
         values = values.reshape(size, groups, padded // groups)
-        values = (values + _columns(w.zero, layer, p, n0, size)) * _columns(w.scale, layer, p, n0, size)
+        values = (values + _columns(w.zero, layer, p, n0, size)) * _columns(
+            w.scale, layer, p, n0, size
+        )
         g_block = lax.dynamic_slice(g, (0, n0), (rows, size)).astype(jnp.float32)
         return jnp.einsum("mn,nk->mk", g_block, values.reshape(size, padded))
 

@@ -11,16 +11,14 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from . import reference
-from .backends import BackendError, choose
-from .packing import BLOCK, FLOAT_FORMATS, FORMATS, Packed
+from .backends import BACKENDS, BackendError, choose
+from .packing import BLOCK, DIGIT_BASE, FLOAT_FORMATS, FORMATS, Packed
 
 # Balanced base-128 digits of a float activation: v = d0 + 128 d1 + 16384 d2, |v| <= LIMIT.
 NUM_DIGITS = 3
-_BASE = 128
-DIGIT_LIMIT = 127 * _BASE * _BASE
+DIGIT_LIMIT = 127 * DIGIT_BASE * DIGIT_BASE
 
 
 def to_digits(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -33,10 +31,10 @@ def to_digits(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), 1e-30) / DIGIT_LIMIT
     v = jnp.clip(jnp.round(x / scale), -DIGIT_LIMIT, DIGIT_LIMIT).astype(jnp.int32)
-    d0 = ((v + _BASE // 2) & (_BASE - 1)) - _BASE // 2
-    v = (v - d0) // _BASE
-    d1 = ((v + _BASE // 2) & (_BASE - 1)) - _BASE // 2
-    d2 = (v - d1) // _BASE
+    d0 = ((v + DIGIT_BASE // 2) & (DIGIT_BASE - 1)) - DIGIT_BASE // 2
+    v = (v - d0) // DIGIT_BASE
+    d1 = ((v + DIGIT_BASE // 2) & (DIGIT_BASE - 1)) - DIGIT_BASE // 2
+    d2 = (v - d1) // DIGIT_BASE
     return jnp.stack([d0, d1, d2]).astype(jnp.int8), scale
 
 
@@ -85,9 +83,11 @@ def ternary_matmul(
     if jnp.issubdtype(x.dtype, jnp.floating):
         y = _float_matmul((chosen.name, settings, out_dtype), rows, stacked, index)
     elif out_dtype == jnp.int32:
-        y = chosen.run(rows, stacked, index, lambda acc, p, g, n0: acc, dict(settings))
+        y = chosen.run(rows[None], None, stacked, index, dict(settings))
     else:
-        y = _int8_matmul((chosen.name, settings, out_dtype), rows, x_scale.reshape(-1, 1), stacked, index)
+        y = _int8_matmul(
+            (chosen.name, settings, out_dtype), rows, x_scale.reshape(-1, 1), stacked, index
+        )
     return y.reshape(*x.shape[:-1], w.shape[1])
 
 
@@ -99,48 +99,10 @@ def ternary_matmul_transposed(g: jax.Array, w: Packed, *, layer=None) -> jax.Arr
     return dx.reshape(*g.shape[:-1], w.shape[0])
 
 
-def _combine(x_sum, x_scale, w: Packed, layer, num_digits: int):
-    """The float half of the contract: accumulators of one (plane, group) -> share of y.
-
-    y = sum over planes and groups of x_scale * scale * (acc + zero * sum of x), with
-    acc = acc0 + 128 acc1 + 16384 acc2 when x came in digits.
-    """
-    def leaf_columns(leaf, p, g, n0, size):
-        width = leaf.shape[-1]
-        start, take = (n0, size) if width > 1 else (0, 1)
-        return lax.dynamic_slice(leaf, (layer, p, g, start), (1, 1, 1, take))[0, 0]
-
-    def combine(acc, p, g, n0):
-        size = acc.shape[-1]
-        digits = acc.reshape(num_digits, -1, size).astype(jnp.float32)
-        total = functools.reduce(lambda high, low: high * _BASE + low, digits[::-1])
-        if w.zero is not None:
-            # x_sum: f32 [G, M]; the zero multiplies every activation of the group.
-            group_sum = lax.dynamic_index_in_dim(x_sum, g, 0, keepdims=False)[:, None]
-            total += leaf_columns(w.zero, p, g, n0, size) * group_sum
-        return total * (x_scale * leaf_columns(w.scale, p, g, n0, size))
-
-    return combine
-
-
-def _group_sums(digits: jax.Array, w: Packed) -> jax.Array | None:
-    """f32 [G, M]: sum of the digits' values over each K group; None where no zero needs it."""
-    if w.zero is None:
-        return None
-    place = _BASE ** jnp.arange(digits.shape[0], dtype=jnp.int32)
-    values = jnp.einsum("dmk,d->mk", digits.astype(jnp.int32), place)
-    padded = -(-w.shape[0] // BLOCK) * BLOCK
-    values = jnp.pad(values, ((0, 0), (0, padded - w.shape[0])))
-    return values.reshape(values.shape[0], w.groups, -1).sum(-1).T.astype(jnp.float32)
-
-
 def _run(static, digits, x_scale, w: Packed, layer):
     """Digits int8 [D, M, K] through the chosen backend, scaled, in out_dtype."""
     name, settings, out_dtype = static
-    backend = choose(jax.default_backend(), None, None, name)
-    combine = _combine(_group_sums(digits, w), x_scale, w, layer, digits.shape[0])
-    flat = digits.reshape(-1, digits.shape[-1])
-    return backend.run(flat, w, layer, combine, dict(settings)).astype(out_dtype)
+    return BACKENDS[name].run(digits, x_scale, w, layer, dict(settings)).astype(out_dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -169,7 +131,8 @@ def _dense_matmul(x, w, layer):
 
 _dense_matmul.defvjp(
     lambda x, w, layer: (_dense_matmul(x, w, layer), (w, layer)),
-    lambda saved, g: (reference.transposed(g, *saved), *map(_no_gradient, saved)))
+    lambda saved, g: (reference.transposed(g, *saved), *map(_no_gradient, saved)),
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -183,7 +146,9 @@ def _int8_fwd(static, x, x_scale, w, layer):
 
 def _int8_bwd(static, saved, g):
     x, x_scale, w, layer = saved
-    unscaled = _int8_matmul((*static[:2], jnp.dtype(jnp.float32)), x, jnp.ones_like(x_scale), w, layer)
+    unscaled = _int8_matmul(
+        (*static[:2], jnp.dtype(jnp.float32)), x, jnp.ones_like(x_scale), w, layer
+    )
     d_scale = jnp.sum(g.astype(jnp.float32) * unscaled, axis=-1, keepdims=True)
     return _no_gradient(x), d_scale.astype(x_scale.dtype), _no_gradient(w), _no_gradient(layer)
 
@@ -193,10 +158,12 @@ _int8_matmul.defvjp(_int8_fwd, _int8_bwd)
 
 def _no_gradient(tree):
     """Zero cotangents: float0 for integers, zeros for the float leaves of a weight."""
+
     def zero(leaf):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.zeros(leaf.shape, leaf.dtype)
         return np.zeros(leaf.shape, jax.dtypes.float0)
+
     return jax.tree.map(zero, tree)
 
 
@@ -213,9 +180,12 @@ def _validate(x, w: Packed, layer, x_scale, out_dtype):
     if w.data.shape[-2:] != (n, fmt.row_bytes(k_size)):
         raise ValueError(
             f"packed data must end in {(n, fmt.row_bytes(k_size))} for W {k_size}x{n} in {w.format}, "
-            f"found {w.data.shape}")
+            f"found {w.data.shape}"
+        )
     if (w.data.ndim == 4) != (layer is not None):
-        raise ValueError(f"a stack needs `layer` and only a stack takes it; data is {w.data.shape}, layer {layer}")
+        raise ValueError(
+            f"a stack needs `layer` and only a stack takes it; data is {w.data.shape}, layer {layer}"
+        )
     if w.groups > 1 and (k_size % w.groups or (k_size // w.groups) % BLOCK):
         raise ValueError(f"{w.groups} groups must cut K = {k_size} into multiples of {BLOCK}")
     if k_size * 128 * max(fmt.offset, 3) >= 2**31:
@@ -230,4 +200,6 @@ def _validate(x, w: Packed, layer, x_scale, out_dtype):
         raise ValueError("int32 output needs int8 x, one plane, one group and no zero")
     if not floating and not bare and (x_scale is None or x_scale.shape != (*x.shape[:-1], 1)):
         found = None if x_scale is None else x_scale.shape
-        raise ValueError(f"int8 x {x.shape} needs x_scale of shape {(*x.shape[:-1], 1)}, found {found}")
+        raise ValueError(
+            f"int8 x {x.shape} needs x_scale of shape {(*x.shape[:-1], 1)}, found {found}"
+        )

@@ -76,19 +76,30 @@ class ModelConfig:
 
     def __post_init__(self):
         _check_types(self, "config")
-        for field in ("vocab_size", "hidden_size", "intermediate_size", "num_layers",
-                      "num_heads", "num_kv_heads", "head_dim", "max_context"):
+        for field in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "max_context",
+        ):
             value = getattr(self, field)
             if value < 1:
                 raise UsageError(f"config.{field} must be at least 1, found {value}")
         for field, legal in (("family", FAMILIES), ("activation", ACTIVATIONS), ("inputs", INPUTS)):
             value = getattr(self, field)
             if value not in legal:
-                raise UsageError(f"config.{field} must be one of {', '.join(legal)}, found {value!r}")
+                raise UsageError(
+                    f"config.{field} must be one of {', '.join(legal)}, found {value!r}"
+                )
         if self.num_heads % self.num_kv_heads:
             raise UsageError(
                 f"config.num_heads must be a multiple of config.num_kv_heads, found "
-                f"{self.num_heads} and {self.num_kv_heads}")
+                f"{self.num_heads} and {self.num_kv_heads}"
+            )
         if self.head_dim % 2:
             raise UsageError(f"config.head_dim must be even (rotary pairs), found {self.head_dim}")
         if not 0 < self.norm_eps < 1:
@@ -107,10 +118,13 @@ def _check_scaling(scaling: RopeScaling) -> None:
     if not 0 < scaling.low_freq_factor < scaling.high_freq_factor < math.inf:
         raise UsageError(
             "config.rope_scaling.low_freq_factor must lie between 0 and high_freq_factor, "
-            f"found {scaling.low_freq_factor} and {scaling.high_freq_factor}")
+            f"found {scaling.low_freq_factor} and {scaling.high_freq_factor}"
+        )
     if scaling.original_context < 1:
-        raise UsageError("config.rope_scaling.original_context must be at least 1, "
-                         f"found {scaling.original_context}")
+        raise UsageError(
+            "config.rope_scaling.original_context must be at least 1, "
+            f"found {scaling.original_context}"
+        )
 
 
 def _check_types(value, path: str) -> None:

@@ -6,10 +6,12 @@ cache in use once; read bandwidth over those bytes bounds its rate.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 from flax import nnx
 
+from ternax import measure
 from ternax.config import ModelConfig
 from ternax.edit import check_table_dtypes
 from ternax.errors import UsageError
@@ -60,7 +62,9 @@ class Plan:
     @property
     def weight_bytes(self) -> int:
         """Everything of the model itself."""
-        return sum(self.bytes[part] for part in ("projections", "scales", "norms", "embedding", "head"))
+        return sum(
+            self.bytes[part] for part in ("projections", "scales", "norms", "embedding", "head")
+        )
 
     @property
     def bytes_per_step(self) -> int:
@@ -69,16 +73,56 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the total, with a margin, is free. Unknown memory counts as enough."""
-        return self.available_bytes is None or self.total_bytes + MARGIN_BYTES <= self.available_bytes
+        return (
+            self.available_bytes is None or self.total_bytes + MARGIN_BYTES <= self.available_bytes
+        )
 
-    def bound_tokens_per_s(self, read_bandwidth_gb_per_s: float) -> float:
-        """Tokens/s of the whole batch if a step took only the reading of its bytes."""
-        return self.batch * read_bandwidth_gb_per_s * 1e9 / self.bytes_per_step
+    def bytes_per_step_at(self, context: float) -> int:
+        """`bytes_per_step` when each row holds `context` tokens, not yet its full context."""
+        return self.bytes_per_step - round(self.step_bytes["cache"] * (1 - context / self.context))
+
+    def bound_tokens_per_s(
+        self, read_bandwidth_gb_per_s: float, context: float | None = None
+    ) -> float:
+        """Tokens/s of the whole batch if a step took only the reading of its bytes.
+
+        `context` is what each row holds by then; None: its full context.
+        """
+        read_bytes = self.bytes_per_step_at(self.context if context is None else context)
+        return self.batch * read_bandwidth_gb_per_s * 1e9 / read_bytes
+
+    @property
+    def layers_that_fit(self) -> int:
+        """How many of its layers would fit with everything else as it is; 0 when not even one."""
+        parts = ("projections", "scales", "cache")
+        per_layer = sum(self.bytes[part] for part in parts) / self.config.num_layers
+        return max(0, self.config.num_layers - math.ceil(self._excess_bytes / per_layer))
+
+    @property
+    def batch_that_fits(self) -> int:
+        """How many rows would fit with everything else as it is; 0 when not even one."""
+        per_row = (self.bytes["cache"] + self.bytes["activations"]) / self.batch
+        return max(0, self.batch - math.ceil(self._excess_bytes / per_row))
+
+    @property
+    def _excess_bytes(self) -> int:
+        if self.available_bytes is None:
+            return 0
+        return max(0, self.total_bytes + MARGIN_BYTES - self.available_bytes)
 
 
-def plan(config: ModelConfig | str, *, batch: int = 1, context: int = 128, prompt: int | None = None,
-         scheme: str | None = None, kv_dtype: str = "bf16", embed_dtype: str = "int8",
-         head_dtype: str = "int8", available_bytes: int | None = None) -> Plan:
+def plan(
+    config: ModelConfig | str,
+    *,
+    batch: int = 1,
+    context: int = 128,
+    prompt: int | None = None,
+    scheme: str | None = None,
+    kv_dtype: str = "bf16",
+    embed_dtype: str = "int8",
+    head_dtype: str = "int8",
+    available_bytes: int | None = None,
+) -> Plan:
     """Counts one decode run without allocating it.
 
     Args:
@@ -92,14 +136,17 @@ def plan(config: ModelConfig | str, *, batch: int = 1, context: int = 128, promp
     """
     if isinstance(config, str):
         from ternax.configs import get_config
+
         config = get_config(config)
     if scheme is not None:
         config = dataclasses.replace(config, scheme=scheme)
     if kv_dtype not in KV_DTYPES:
         raise UsageError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, found {kv_dtype!r}")
     if batch < 1 or not 1 <= context <= config.max_context:
-        raise UsageError(f"batch must be at least 1 and context between 1 and {config.max_context} "
-                         f"for {config.name}, found {batch} and {context}")
+        raise UsageError(
+            f"batch must be at least 1 and context between 1 and {config.max_context} "
+            f"for {config.name}, found {batch} and {context}"
+        )
     check_table_dtypes(config, embed_dtype, head_dtype)
     parameters, ternary = count_parameters(config)
     model = abstract_model(config, embed_dtype=embed_dtype, head_dtype=head_dtype)
@@ -120,6 +167,39 @@ def plan(config: ModelConfig | str, *, batch: int = 1, context: int = 128, promp
     }
     bits = 8 * (parts["projections"] + parts["scales"]) / ternary
     return Plan(config, batch, context, parameters, ternary, parts, step, bits, available_bytes)
+
+
+def available_bytes(device=None) -> int | None:
+    """Bytes a plan may fill there: what is free and what this process already holds."""
+    free = measure.memory_available_bytes(device)
+    return None if free is None else free + (measure.resident_bytes(device) or 0)
+
+
+def largest_that_fits(family: str, plan_of: Callable[[ModelConfig], Plan]) -> Plan | None:
+    """The plan of the largest named model of a family that fits, or None.
+
+    Args:
+      family: of the models to choose from.
+      plan_of: the plan of a model. One it refuses with UsageError, such as a context
+        past the model's, is passed over.
+    """
+    from ternax.configs import CONFIGS
+
+    candidates = [config for config in CONFIGS.values() if config.family == family]
+    # For the order alone; what fits is counted.
+    candidates.sort(
+        key=lambda c: c.num_layers * c.hidden_size * (c.hidden_size + c.intermediate_size)
+    )
+    for candidate in reversed(candidates):
+        try:
+            found = plan_of(candidate)
+        except UsageError:
+            continue
+        if found.fits:
+            return found
+        if found.available_bytes < RUNTIME_BYTES + MARGIN_BYTES:
+            return None  # not even an empty model would, and each plan takes a while
+    return None
 
 
 def count_parameters(config: ModelConfig) -> tuple[int, int]:

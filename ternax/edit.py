@@ -15,8 +15,10 @@ from ternax.quant.integer import Int4, Int8, Unquantized
 from ternax.quant.scheme import quantize
 
 # What pack_model fuses: one product reads the activations once and one launch does the work.
-_FUSED = {"attn": {"qkv": ("q", "k", "v"), "o": ("o",)},
-          "mlp": {"gate_up": ("gate", "up"), "down": ("down",)}}
+_FUSED = {
+    "attn": {"qkv": ("q", "k", "v"), "o": ("o",)},
+    "mlp": {"gate_up": ("gate", "up"), "down": ("down",)},
+}
 
 
 def linear_names(model: Decoder) -> list[str]:
@@ -48,8 +50,13 @@ def packed_parts(model: Decoder) -> Iterator[tuple[str, PackedLinear]]:
                 yield f"layers.*.{branch}.{part}", linear
 
 
-def pack_model(model: Decoder, *, embed_dtype: str = "int8", head_dtype: str = "int8",
-               backend: str | None = None) -> Decoder:
+def pack_model(
+    model: Decoder,
+    *,
+    embed_dtype: str = "int8",
+    head_dtype: str = "int8",
+    backend: str | None = None,
+) -> Decoder:
     """Quantizes and packs every projection and the tables, in place; returns the model.
 
     q, k, v become one `qkv` and gate, up one `gate_up`; parts keep their names, widths
@@ -72,11 +79,16 @@ def pack_model(model: Decoder, *, embed_dtype: str = "int8", head_dtype: str = "
         module = getattr(model.layers, branch)
         for name, parts in fused.items():
             linears = [getattr(module, part) for part in parts]
-            packed = [_pack_stack(linear, part, f"layers.*.{branch}.{part}")
-                      for linear, part in zip(linears, parts, strict=True)]
+            packed = [
+                _pack_stack(linear, part, f"layers.*.{branch}.{part}")
+                for linear, part in zip(linears, parts, strict=True)
+            ]
             for part in parts:
                 delattr(module, part)
-            setattr(module, name, PackedLinear(fuse(packed), inputs=linears[0].inputs, backend=backend))
+            setattr(
+                module, name, PackedLinear(fuse(packed), inputs=linears[0].inputs, backend=backend)
+            )
+    model.layers.attn.backend = backend
     model.embedding = _pack_table(model.embedding, embed_dtype, "embedding", backend)
     if not model.config.tie_embeddings:
         model.head = _pack_table(model.head, head_dtype, "head", backend)
@@ -91,7 +103,8 @@ def check_table_dtypes(config, embed_dtype: str, head_dtype: str) -> None:
     if config.tie_embeddings and embed_dtype != head_dtype:
         raise UsageError(
             f"config {config.name} ties head and embedding, one table: expected equal "
-            f"embed_dtype and head_dtype, found {embed_dtype} and {head_dtype}")
+            f"embed_dtype and head_dtype, found {embed_dtype} and {head_dtype}"
+        )
 
 
 def fuse(parts: list[Packed]) -> Packed:
@@ -102,7 +115,9 @@ def fuse(parts: list[Packed]) -> Packed:
     for part in parts[1:]:
         same = (part.format, part.layout, part.shape[0], part.groups, part.zero is None)
         if same != (first.format, first.layout, first.shape[0], first.groups, first.zero is None):
-            raise ValueError(f"cannot fuse {first.parts} with {part.parts}: they are stored differently")
+            raise ValueError(
+                f"cannot fuse {first.parts} with {part.parts}: they are stored differently"
+            )
 
     def spread(part, leaf):
         return jnp.broadcast_to(leaf, (*leaf.shape[:-1], part.shape[1]))
@@ -114,9 +129,11 @@ def fuse(parts: list[Packed]) -> Packed:
         jnp.concatenate([part.data for part in parts], axis=-2),
         join([part.scale for part in parts]),
         None if first.zero is None else join([part.zero for part in parts]),
-        first.format, first.layout,
+        first.format,
+        first.layout,
         (first.shape[0], sum(part.shape[1] for part in parts)),
-        tuple(entry for part in parts for entry in part.parts))
+        tuple(entry for part in parts for entry in part.parts),
+    )
 
 
 def _pack_stack(linear: QuantLinear, part: str, name: str) -> Packed:

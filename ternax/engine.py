@@ -25,8 +25,15 @@ from ternax.random_weights import random_model
 CHUNK_TOKENS = 16
 
 
-def load(source: str | ModelConfig, *, scheme: str | None = None, packed: bool = True,
-         layers: int | None = None, seed: int = 0, **packing) -> Decoder:
+def load(
+    source: str | ModelConfig,
+    *,
+    scheme: str | None = None,
+    packed: bool = True,
+    layers: int | None = None,
+    seed: int = 0,
+    **packing,
+) -> Decoder:
     """A model to call, generate with, study or train.
 
     Args:
@@ -61,7 +68,9 @@ def first_layers(config: ModelConfig, layers: int | None) -> ModelConfig:
     if layers is None:
         return config
     if not 1 <= layers <= config.num_layers:
-        raise UsageError(f"layers must lie between 1 and {config.num_layers} for {config.name}, found {layers}")
+        raise UsageError(
+            f"layers must lie between 1 and {config.num_layers} for {config.name}, found {layers}"
+        )
     return dataclasses.replace(config, num_layers=layers)
 
 
@@ -101,7 +110,9 @@ def sample(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
         before = jnp.cumsum(jax.nn.softmax(falling, axis=-1), axis=-1)
         before -= jax.nn.softmax(falling, axis=-1)
         kept = jnp.sum(before < sampling.top_p, axis=-1, keepdims=True)
-        logits = jnp.where(logits < jnp.take_along_axis(falling, kept - 1, axis=-1), -jnp.inf, logits)
+        logits = jnp.where(
+            logits < jnp.take_along_axis(falling, kept - 1, axis=-1), -jnp.inf, logits
+        )
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
@@ -144,7 +155,9 @@ def _next_token(program: Program, logits, cache, done, keys):
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def prefill(program: Program, leaves, tokens: jax.Array, cache: KVCache, keys: jax.Array) -> DecodeState:
+def prefill(
+    program: Program, leaves, tokens: jax.Array, cache: KVCache, keys: jax.Array
+) -> DecodeState:
     """Reads whole prompts [B, T], padded on the left as cache.start says; draws the first token."""
     model = nnx.merge(program.graph, leaves)
     logits, cache = model.forward(tokens, cache, last_only=True)
@@ -154,7 +167,9 @@ def prefill(program: Program, leaves, tokens: jax.Array, cache: KVCache, keys: j
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=2)
-def decode(program: Program, leaves, state: DecodeState, steps: jax.Array, chunk: int = CHUNK_TOKENS):
+def decode(
+    program: Program, leaves, state: DecodeState, steps: jax.Array, chunk: int = CHUNK_TOKENS
+):
     """Up to `steps` <= `chunk` tokens in one call of a loop on the device.
 
     Ends early once all rows are done.
@@ -190,7 +205,7 @@ def pad_left(tokens: np.ndarray, lengths: np.ndarray, pad_id: int = 0) -> np.nda
     width = tokens.shape[1]
     out = np.full_like(tokens, pad_id)
     for row, length in enumerate(lengths):
-        out[row, width - length:] = tokens[row, :length]
+        out[row, width - length :] = tokens[row, :length]
     return out
 
 
@@ -229,18 +244,36 @@ def generate(
     for row, length in enumerate(lengths):
         out[row, :length] = tokens[row, :length]
     filled = lengths.copy()
-    chunks = stream(model, tokens, lengths=lengths, max_new_tokens=max_new_tokens, sampling=sampling,
-                    seed=seed, stop=stop, kv_dtype=kv_dtype, pad_id=pad_id)
+    chunks = stream(
+        model,
+        tokens,
+        lengths=lengths,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        seed=seed,
+        stop=stop,
+        kv_dtype=kv_dtype,
+        pad_id=pad_id,
+    )
     for new in chunks:
         for row, start in enumerate(filled):
-            out[row, start:start + new.shape[1]] = new[row]
+            out[row, start : start + new.shape[1]] = new[row]
         filled = filled + new.shape[1]
     return out
 
 
-def stream(model: Decoder, tokens: np.ndarray, *, lengths: np.ndarray, max_new_tokens: int,
-           sampling: Sampling = Sampling(), seed: int = 0, stop: Sequence[int] | None = None,
-           kv_dtype: str = "bf16", pad_id: int = 0) -> Iterator[np.ndarray]:
+def stream(
+    model: Decoder,
+    tokens: np.ndarray,
+    *,
+    lengths: np.ndarray,
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    stop: Sequence[int] | None = None,
+    kv_dtype: str = "bf16",
+    pad_id: int = 0,
+) -> Iterator[np.ndarray]:
     """`generate` as it happens: yields int32 [B, 1 .. CHUNK_TOKENS] until every row is done."""
     if kv_dtype not in KV_DTYPES:
         raise UsageError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, found {kv_dtype!r}")
@@ -260,22 +293,28 @@ def stream(model: Decoder, tokens: np.ndarray, *, lengths: np.ndarray, max_new_t
         left -= steps
 
 
-def check_prompts(config: ModelConfig, tokens: np.ndarray, lengths, max_new_tokens: int) -> np.ndarray:
+def check_prompts(
+    config: ModelConfig, tokens: np.ndarray, lengths, max_new_tokens: int
+) -> np.ndarray:
     """The prompts' lengths as int [B]. Raises UsageError for what cannot be decoded."""
     if tokens.ndim != 2 or 0 in tokens.shape:
-        raise UsageError(f"tokens must be [batch, length] with both at least 1, found {tokens.shape}")
+        raise UsageError(
+            f"tokens must be [batch, length] with both at least 1, found {tokens.shape}"
+        )
     if tokens.min() < 0 or tokens.max() >= config.vocab_size:
-        raise UsageError(f"tokens must lie in [0, {config.vocab_size}), found {tokens.min()} .. {tokens.max()}")
+        raise UsageError(
+            f"tokens must lie in [0, {config.vocab_size}), found {tokens.min()} .. {tokens.max()}"
+        )
     lengths = np.full(tokens.shape[0], tokens.shape[1]) if lengths is None else np.asarray(lengths)
     if lengths.shape != tokens.shape[:1] or lengths.min() < 1 or lengths.max() > tokens.shape[1]:
         raise UsageError(
-            f"lengths must be {tokens.shape[0]} values between 1 and {tokens.shape[1]}, found {lengths.tolist()}")
+            f"lengths must be {tokens.shape[0]} values between 1 and {tokens.shape[1]}, found {lengths.tolist()}"
+        )
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
     if tokens.shape[1] + max_new_tokens > config.max_context:
         raise UsageError(
             f"prompt and new tokens must fit the context of {config.max_context} positions, "
-            f"found {tokens.shape[1]} + {max_new_tokens}")
+            f"found {tokens.shape[1]} + {max_new_tokens}"
+        )
     return lengths
-
-

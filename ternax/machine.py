@@ -49,14 +49,34 @@ def _cpuinfo(*keys: str) -> str:
 
 def cpu_model() -> str:
     """The processor's name, as its maker or the hypervisor gives it."""
-    return _cpuinfo("model name", "Hardware", "cpu model") or platform.processor() or (
-        platform.machine())
+    return (
+        _cpuinfo("model name", "Hardware", "cpu model")
+        or platform.processor()
+        or (platform.machine())
+    )
 
 
 _INSTRUCTION_SETS = (
-    "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
-    "avx512vbmi", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve",
-    "sve2", "sme")
+    "avx2",
+    "fma",
+    "avx_vnni",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512vbmi",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+    "sve2",
+    "sme",
+)
 
 
 def instruction_sets() -> tuple[str, ...]:
@@ -144,8 +164,11 @@ def memory_available_bytes(device=None) -> int | None:
     available = _kib_line(_PROC / "meminfo", "MemAvailable")
     if available is None:
         # No Linux: where free pages are not told, trust in half of what is built in.
-        name, share = (("SC_AVPHYS_PAGES", 1) if "SC_AVPHYS_PAGES" in os.sysconf_names
-                       else ("SC_PHYS_PAGES", 2))
+        name, share = (
+            ("SC_AVPHYS_PAGES", 1)
+            if "SC_AVPHYS_PAGES" in os.sysconf_names
+            else ("SC_PHYS_PAGES", 2)
+        )
         available = os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") // share
     return min([available, *(free for _, free in _cgroup_memory())])
 

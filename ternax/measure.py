@@ -70,8 +70,9 @@ class Bandwidth:
 _BLOCK_BYTES = 1 << 20
 
 
-def read_bandwidth(threads: int | None = None, seconds: float = 1.0, max_bytes: int = 1 << 30,
-                   device=None) -> Bandwidth:
+def read_bandwidth(
+    threads: int | None = None, seconds: float = 1.0, max_bytes: int = 1 << 30, device=None
+) -> Bandwidth:
     """Measures how fast memory is read, for about `seconds` after setting up.
 
     On the host, `threads` threads (all available ones by default) each sum a slice
@@ -115,8 +116,9 @@ def read_bandwidth(threads: int | None = None, seconds: float = 1.0, max_bytes: 
 
     with contextlib.ExitStack() as stack:
         # One pool a thread, so that a slice is always read by the thread that filled it.
-        pools = [stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-                 for _ in range(threads)]
+        pools = [
+            stack.enter_context(concurrent.futures.ThreadPoolExecutor(1)) for _ in range(threads)
+        ]
 
         def timed(work, *args):
             start = time.perf_counter()
@@ -180,20 +182,25 @@ def _device_read_bandwidth(device, seconds: float, max_bytes: int) -> Bandwidth:
             words, rate = sampled(copy, rounds)
             copies.append(2 * rate)
     words.delete()
-    return Bandwidth(tuple(reads), 0, words_bytes,
-                     f"XLA max of uint32, {words_bytes / 2**20:.0f} MiB", tuple(copies))
+    return Bandwidth(
+        tuple(reads),
+        0,
+        words_bytes,
+        f"XLA max of uint32, {words_bytes / 2**20:.0f} MiB",
+        tuple(copies),
+    )
 
 
 class EnergyMeter:
     """Energy from `__enter__` to `__exit__` (or to now): see `sources` for what is counted.
 
-        with energy_meter() as meter:
-            ...
-        meter.joules        # float, or None where the machine does not tell
+    with energy_meter() as meter:
+        ...
+    meter.joules        # float, or None where the machine does not tell
     """
 
     def __init__(self, counters):
-        self._counters = counters   # (name, read -> joules, range in joules or None)
+        self._counters = counters  # (name, read -> joules, range in joules or None)
         self._start = self._stop = None
 
     @property
@@ -240,8 +247,13 @@ def _rapl_counters():
         if read_number(path) is None or not read_text(directory / "name").startswith("package"):
             continue
         span = read_number(directory / "max_energy_range_uj")
-        counters.append((f"rapl:{read_text(directory / 'name').strip()}",
-                         lambda path=path: int(path.read_text()) / 1e6, span and span / 1e6))
+        counters.append(
+            (
+                f"rapl:{read_text(directory / 'name').strip()}",
+                lambda path=path: int(path.read_text()) / 1e6,
+                span and span / 1e6,
+            )
+        )
     return counters
 
 
@@ -251,15 +263,26 @@ def _nvml_counters():
 
         pynvml.nvmlInit()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = (range(pynvml.nvmlDeviceGetCount()) if visible is None
-                 else [name.strip() for name in visible.split(",") if name.strip()])
+        names = (
+            range(pynvml.nvmlDeviceGetCount())
+            if visible is None
+            else [name.strip() for name in visible.split(",") if name.strip()]
+        )
         counters = []
         for name in names:
-            handle = (pynvml.nvmlDeviceGetHandleByIndex(int(name)) if str(name).isdigit()
-                      else pynvml.nvmlDeviceGetHandleByUUID(name))
+            handle = (
+                pynvml.nvmlDeviceGetHandleByIndex(int(name))
+                if str(name).isdigit()
+                else pynvml.nvmlDeviceGetHandleByUUID(name)
+            )
             pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # older GPUs refuse here
-            counters.append((f"nvml:{name}", lambda handle=handle: (
-                pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3), None))
+            counters.append(
+                (
+                    f"nvml:{name}",
+                    lambda handle=handle: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3,
+                    None,
+                )
+            )
         return counters
     except Exception:  # no module, no driver, no permission: energy is then not reported
         return []

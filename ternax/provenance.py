@@ -71,11 +71,22 @@ def _commit() -> str:
     if not (root / ".git").exists():
         return "unknown"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    command = ["git", "-c", f"safe.directory={root}", "-C", str(root), "describe", "--always",
-               "--abbrev=12", "--dirty", "--exclude=*"]
+    command = [
+        "git",
+        "-c",
+        f"safe.directory={root}",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--abbrev=12",
+        "--dirty",
+        "--exclude=*",
+    ]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True,
-                                env=environment)
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True, env=environment
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return answer.stdout.strip() or "unknown"

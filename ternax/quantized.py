@@ -58,7 +58,9 @@ class Quantized:
         else:
             data = pack(self.codes, self.format)
         shape = self.shape
-        return Packed(data, self.scale, self.zero, self.format, shape=shape, parts=((name, shape[1]),))
+        return Packed(
+            data, self.scale, self.zero, self.format, shape=shape, parts=((name, shape[1]),)
+        )
 
     def density(self) -> jax.Array:
         """f32 []: share of codes that are not zero."""
@@ -86,4 +88,6 @@ def check(quantized: Quantized) -> None:
         fmt = FORMATS[quantized.format]
         low, high = int(quantized.codes.min()), int(quantized.codes.max())
         if low < fmt.low or high > fmt.high:
-            raise ValueError(f"{quantized.format} codes must lie in [{fmt.low}, {fmt.high}], found [{low}, {high}]")
+            raise ValueError(
+                f"{quantized.format} codes must lie in [{fmt.low}, {fmt.high}], found [{low}, {high}]"
+            )

@@ -42,6 +42,7 @@ _EVEN = 0x55555555
 
 def abstract_model(config: ModelConfig, *, packed: bool = True, **packing) -> Decoder:
     """The model as shapes and dtypes, without memory. packing: as for `pack_model`."""
+
     def build():
         model = MODELS[config.family](config, rngs=nnx.Rngs(0))
         return pack_model(model, **packing) if packed else model
@@ -49,8 +50,13 @@ def abstract_model(config: ModelConfig, *, packed: bool = True, **packing) -> De
     return nnx.eval_shape(build)
 
 
-def random_model(config: ModelConfig, *, seed: int = 0,
-                 progress: Callable[[str, int], None] = lambda name, nbytes: None, **packing) -> Decoder:
+def random_model(
+    config: ModelConfig,
+    *,
+    seed: int = 0,
+    progress: Callable[[str, int], None] = lambda name, nbytes: None,
+    **packing,
+) -> Decoder:
     """A packed model of random codes; peak memory is the model plus one chunk.
 
     Args:
@@ -87,11 +93,14 @@ def tensor_key(root: jax.Array, name: str) -> jax.Array:
 def _fill(node: PackedLinear | PackedTable, root, names, *, gain: float, layers: int | None = None):
     """Gives an abstract packed module its random leaves."""
     packed = node.packed
-    keys = jnp.stack([_plane_keys(tensor_key(root, name), packed.num_planes, layers) for name in names])
+    keys = jnp.stack(
+        [_plane_keys(tensor_key(root, name), packed.num_planes, layers) for name in names]
+    )
     widths = tuple(width for _, width in packed.parts)
     shape = packed.data.shape if layers else (1, *packed.data.shape)
-    data = _random_data(keys, shape=shape, widths=widths, format=packed.format, gain=gain,
-                        squeeze=not layers)
+    data = _random_data(
+        keys, shape=shape, widths=widths, format=packed.format, gain=gain, squeeze=not layers
+    )
     node.data.set_value(data.block_until_ready())
     scale = gain / (_CODE_RMS[packed.format] * math.sqrt(packed.num_planes))
     if packed.format in FLOAT_FORMATS:

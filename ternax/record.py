@@ -146,8 +146,10 @@ class Record:
             raise UsageError(f"record.incomplete must be true or false, found {self.incomplete!r}")
         for name, legal in (("phase", PHASES), ("kind", KINDS)):
             if getattr(self, name) not in legal:
-                raise UsageError(f"record.{name} must be one of {', '.join(legal)}, "
-                                 f"found {getattr(self, name)!r}")
+                raise UsageError(
+                    f"record.{name} must be one of {', '.join(legal)}, "
+                    f"found {getattr(self, name)!r}"
+                )
         if self.schema != SCHEMA:
             raise UsageError(f"record.schema must be {SCHEMA}, found {self.schema}")
         if not isinstance(self.samples, (list, tuple)):
@@ -162,8 +164,11 @@ class Record:
             if name not in METRICS:
                 near = difflib.get_close_matches(str(name), METRICS, n=3, cutoff=0.0)
                 raise UsageError(f"record.metrics has no {name!r}; nearest: {', '.join(near)}")
-        metrics = {name: _finite(f"metrics[{name}]", self.metrics[name])
-                   for name in METRICS if name in self.metrics}
+        metrics = {
+            name: _finite(f"metrics[{name}]", self.metrics[name])
+            for name in METRICS
+            if name in self.metrics
+        }
         object.__setattr__(self, "metrics", metrics)
 
     def to_dict(self) -> dict:
@@ -218,6 +223,7 @@ def read_records(path) -> list[Record]:
 
 def run_directory(root, experiment: str, config: str, backend: str) -> pathlib.Path:
     """A new path `root/experiment/config-backend-UTC-hash8`; nothing is made there yet."""
+
     def safe(word):
         return re.sub(r"[^A-Za-z0-9._=]+", "-", word).strip("-.")[:80] or "none"
 
@@ -260,8 +266,10 @@ class Store:
                 _drop_torn_line(file)
             self.records = read_records(self.path)
         except OSError as error:
-            raise OutputError(f"output directory {self.directory} cannot be used: "
-                              f"{error.strerror or error}; choose another --output_dir") from error
+            raise OutputError(
+                f"output directory {self.directory} cannot be used: "
+                f"{error.strerror or error}; choose another --output_dir"
+            ) from error
 
     def __enter__(self):
         return self
@@ -281,7 +289,7 @@ class Store:
                 start = file.seek(0, os.SEEK_END)
                 try:
                     while line:
-                        line = line[file.write(line):]
+                        line = line[file.write(line) :]
                     os.fsync(file.fileno())
                 except OSError:
                     os.ftruncate(file.fileno(), start)
@@ -289,7 +297,8 @@ class Store:
         except OSError as error:
             raise OutputError(
                 f"{self.path} cannot be written: {error.strerror or error}; the "
-                f"{len(self.records)} records before this one are kept") from error
+                f"{len(self.records)} records before this one are kept"
+            ) from error
         self.records.append(record)
 
     def finish(self) -> None:
@@ -312,8 +321,10 @@ class Store:
                 draft.unlink(missing_ok=True)
                 raise
         except OSError as error:
-            raise OutputError(f"{target} cannot be written: {error.strerror or error}; "
-                              f"{self.path} holds every record") from error
+            raise OutputError(
+                f"{target} cannot be written: {error.strerror or error}; "
+                f"{self.path} holds every record"
+            ) from error
 
 
 def _drop_torn_line(file) -> None:
@@ -333,7 +344,11 @@ def _csv(records: list[Record]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*plain, "samples", *used])
     for record in records:
-        writer.writerow([*(getattr(record, name) for name in plain),
-                         " ".join(map(repr, record.samples)),
-                         *(record.metrics.get(name, "") for name in used)])
+        writer.writerow(
+            [
+                *(getattr(record, name) for name in plain),
+                " ".join(map(repr, record.samples)),
+                *(record.metrics.get(name, "") for name in used),
+            ]
+        )
     return text.getvalue()

@@ -7,8 +7,18 @@ tables of their own, each under its kind's name.
 import statistics
 import textwrap
 
-_IDENTITY = ("experiment", "config", "scheme", "inputs", "backend", "device", "layers", "batch",
-             "context", "seed")
+_IDENTITY = (
+    "experiment",
+    "config",
+    "scheme",
+    "inputs",
+    "backend",
+    "device",
+    "layers",
+    "batch",
+    "context",
+    "seed",
+)
 _MAX_CELL = 24
 
 
@@ -50,7 +60,7 @@ def _block(kind: str, records, width: int) -> str:
         # A row with nothing in a continuing block would only repeat its name.
         rows = [row for row in range(len(records)) if i == 0 or any(c[row] for _, c in group)]
         lines += _grid([(name, [cells[row] for row in rows]) for name, cells in leading + group])
-    return "\n".join(line if len(line) <= width else line[:width - 1] + "…" for line in lines)
+    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in lines)
 
 
 def _leading(records, width: int):
@@ -76,7 +86,7 @@ def _leading(records, width: int):
 
 
 def _shorten(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[:longest - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _heading_lines(name: str) -> list[str]:
@@ -97,14 +107,20 @@ def _column_width(column) -> int:
 def _grid(columns) -> list[str]:
     headings = [_heading_lines(name) for name, _ in columns]
     height = max(map(len, headings))
-    rows = [[([""] * (height - len(lines)) + lines)[i] for lines in headings]
-            for i in range(height)]
+    rows = [
+        [([""] * (height - len(lines)) + lines)[i] for lines in headings] for i in range(height)
+    ]
     rows += [[cells[i] for _, cells in columns] for i in range(len(columns[0][1]))]
     widths = [_column_width(column) for column in columns]
     # The first column is words, the others read best right-aligned.
-    return [("  " + row[0].ljust(widths[0]) + "".join(
-        "  " + cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))).rstrip()
-        for row in rows]
+    return [
+        (
+            "  "
+            + row[0].ljust(widths[0])
+            + "".join("  " + cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _median(record) -> str:

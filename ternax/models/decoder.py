@@ -58,13 +58,15 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.embedding = Table(config.vocab_size, config.hidden_size, rngs=rngs,
-                               std=table_std(config, "embedding"))
+        self.embedding = Table(
+            config.vocab_size, config.hidden_size, rngs=rngs, std=table_std(config, "embedding")
+        )
         self.layers = self._stack(config, rngs)
         self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         if not config.tie_embeddings:
-            self.head = Table(config.vocab_size, config.hidden_size, rngs=rngs,
-                              std=table_std(config, "head"))
+            self.head = Table(
+                config.vocab_size, config.hidden_size, rngs=rngs, std=table_std(config, "head")
+            )
 
     def _stack(self, config, rngs):
         @nnx.split_rngs(splits=config.num_layers)

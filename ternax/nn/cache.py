@@ -8,12 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from ternax.config import ModelConfig
-from ternax.kernels.packing import FLOAT_FORMATS, bits_to_float, float_to_bits
+from ternax.kernels.attention import BLOCK_SLOTS
+from ternax.kernels.packing import FLOAT_FORMATS, float_to_bits
 
 KV_DTYPES = ("bf16", "int8", "f32")
-
-# Slots read and dequantized at a time; a cache holds a whole number of blocks.
-BLOCK_SLOTS = 256
 
 
 @jax.tree_util.register_dataclass
@@ -43,25 +41,29 @@ class KVCache:
         return self.k.shape[3]
 
 
-def block_slots(slots: int) -> int:
-    """Slots in one block of a cache of `slots` slots."""
-    return min(BLOCK_SLOTS, slots)
-
-
 def padded_slots(context: int) -> int:
     """Slots allocated for `context` tokens: whole blocks, of at least 16 slots."""
     block = min(BLOCK_SLOTS, math.ceil(context / 16) * 16)
     return math.ceil(context / block) * block
 
 
-def init_cache(config: ModelConfig, batch: int, context: int, dtype: str = "bf16",
-               start: jax.Array | None = None) -> KVCache:
+def init_cache(
+    config: ModelConfig,
+    batch: int,
+    context: int,
+    dtype: str = "bf16",
+    start: jax.Array | None = None,
+) -> KVCache:
     """An empty cache for `context` tokens a row."""
     shape = (config.num_layers, batch, config.num_kv_heads, padded_slots(context), config.head_dim)
     start = jnp.zeros((batch,), jnp.int32) if start is None else start
     if dtype == "int8":
-        leaves = [jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8),
-                  jnp.zeros(shape[:-1], jnp.float32), jnp.zeros(shape[:-1], jnp.float32)]
+        leaves = [
+            jnp.zeros(shape, jnp.int8),
+            jnp.zeros(shape, jnp.int8),
+            jnp.zeros(shape[:-1], jnp.float32),
+            jnp.zeros(shape[:-1], jnp.float32),
+        ]
     else:
         store = FLOAT_FORMATS[dtype]
         leaves = [jnp.zeros(shape, store), jnp.zeros(shape, store), None, None]
@@ -73,6 +75,7 @@ def append(cache: KVCache, layer: jax.Array, k: jax.Array, v: jax.Array) -> KVCa
 
     `length` itself moves once a step, not once a layer: see `advance`.
     """
+
     def write(store, scale_store, new):
         new = jnp.swapaxes(new, 1, 2)  # [B, G, T, E]
         at = (layer, 0, 0, cache.length, 0)
@@ -81,8 +84,10 @@ def append(cache: KVCache, layer: jax.Array, k: jax.Array, v: jax.Array) -> KVCa
             return lax.dynamic_update_slice(store, float_to_bits(new, format)[None], at), None
         scale = jnp.maximum(jnp.max(jnp.abs(new), axis=-1), 1e-8) / 127
         codes = jnp.round(new / scale[..., None]).astype(jnp.int8)
-        return (lax.dynamic_update_slice(store, codes[None], at),
-                lax.dynamic_update_slice(scale_store, scale[None], at[:-1]))
+        return (
+            lax.dynamic_update_slice(store, codes[None], at),
+            lax.dynamic_update_slice(scale_store, scale[None], at[:-1]),
+        )
 
     k_store, k_scale = write(cache.k, cache.k_scale, k.astype(jnp.float32))
     v_store, v_scale = write(cache.v, cache.v_scale, v.astype(jnp.float32))
@@ -92,18 +97,3 @@ def append(cache: KVCache, layer: jax.Array, k: jax.Array, v: jax.Array) -> KVCa
 def advance(cache: KVCache, tokens: int) -> KVCache:
     """The cache after a step of `tokens` tokens."""
     return dataclasses.replace(cache, length=cache.length + tokens)
-
-
-def read_block(cache: KVCache, layer: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of one block of slots from `first`, dequantized: two f32 [B, G, block, E]."""
-    _, batch, heads, slots, width = cache.k.shape
-    block = block_slots(slots)
-
-    def read(store, scale_store):
-        part = lax.dynamic_slice(store, (layer, 0, 0, first, 0), (1, batch, heads, block, width))[0]
-        if scale_store is None:
-            return bits_to_float(part)
-        scale = lax.dynamic_slice(scale_store, (layer, 0, 0, first), (1, batch, heads, block))[0]
-        return part.astype(jnp.float32) * scale[..., None]
-
-    return read(cache.k, cache.k_scale), read(cache.v, cache.v_scale)

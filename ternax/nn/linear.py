@@ -26,7 +26,9 @@ class QuantLinear(nnx.Module):
       inputs: a key of `quant.inputs.INPUTS`.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, scheme: str, inputs: str, rngs: nnx.Rngs):
+    def __init__(
+        self, in_features: int, out_features: int, *, scheme: str, inputs: str, rngs: nnx.Rngs
+    ):
         shape = (in_features, out_features)
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * in_features**-0.5)
         self.scheme = make_scheme(scheme, shape, rngs=rngs)
@@ -53,7 +55,11 @@ class PackedLinear(nnx.Module):
         self.scale = PackedStack(packed.scale)
         self.zero = None if packed.zero is None else PackedStack(packed.zero)
         self.format, self.layout, self.shape, self.parts = (
-            packed.format, packed.layout, packed.shape, packed.parts)
+            packed.format,
+            packed.layout,
+            packed.shape,
+            packed.parts,
+        )
         self.inputs = inputs
         self.backend = backend
 
@@ -61,14 +67,26 @@ class PackedLinear(nnx.Module):
     def packed(self) -> Packed:
         """The weight as kernels read it; a whole stack where layers are stacked."""
         zero = None if self.zero is None else self.zero.get_value()
-        return Packed(self.data.get_value(), self.scale.get_value(), zero, self.format, self.layout, self.shape, self.parts)
+        return Packed(
+            self.data.get_value(),
+            self.scale.get_value(),
+            zero,
+            self.format,
+            self.layout,
+            self.shape,
+            self.parts,
+        )
 
-    def __call__(self, x: jax.Array, layer: jax.Array | None = None) -> jax.Array | tuple[jax.Array, ...]:
+    def __call__(
+        self, x: jax.Array, layer: jax.Array | None = None
+    ) -> jax.Array | tuple[jax.Array, ...]:
         """x: [..., K] -> f32 [..., N], or one array a part. `layer`: int32 [] in a stack."""
         packed = self.packed
         if packed.data.ndim == 4 and layer is None:
             raise ValueError("a stacked PackedLinear needs the layer's index")
-        y = packed_matmul((self.inputs, self.backend), x, packed, layer if packed.data.ndim == 4 else None)
+        y = packed_matmul(
+            (self.inputs, self.backend), x, packed, layer if packed.data.ndim == 4 else None
+        )
         if len(self.parts) == 1:
             return y
         ends = [sum(width for _, width in self.parts[: i + 1]) for i in range(len(self.parts) - 1)]
@@ -83,7 +101,9 @@ def packed_matmul(static, x: jax.Array, w: Packed, layer) -> jax.Array:
     """
     inputs, backend = static
     xq, x_scale = INPUTS[inputs](x)
-    return ternary_matmul(xq, w, layer=layer, x_scale=x_scale, out_dtype=jnp.float32, backend=backend)
+    return ternary_matmul(
+        xq, w, layer=layer, x_scale=x_scale, out_dtype=jnp.float32, backend=backend
+    )
 
 
 def _forward(static, x, w, layer):

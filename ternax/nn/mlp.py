@@ -16,8 +16,9 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, sub_norm: bool, rngs: nnx.Rngs):
         def linear(in_features, out_features):
-            return QuantLinear(in_features, out_features, scheme=config.scheme,
-                               inputs=config.inputs, rngs=rngs)
+            return QuantLinear(
+                in_features, out_features, scheme=config.scheme, inputs=config.inputs, rngs=rngs
+            )
 
         self.gate = linear(config.hidden_size, config.intermediate_size)
         self.up = linear(config.hidden_size, config.intermediate_size)

@@ -18,7 +18,9 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.
     if scaling is not None:
         wavelength = 2 * math.pi / base
         ratio = scaling.original_context / wavelength
-        keep = (ratio - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        keep = (ratio - scaling.low_freq_factor) / (
+            scaling.high_freq_factor - scaling.low_freq_factor
+        )
         keep = np.clip(keep, 0.0, 1.0)
         base = keep * base + (1 - keep) * base / scaling.factor
     return base.astype(np.float32)

@@ -41,7 +41,14 @@ class PackedTable(nnx.Module):
 
     @property
     def packed(self) -> Packed:
-        return Packed(self.data.get_value(), self.scale.get_value(), None, self.format, shape=self.shape, parts=self.parts)
+        return Packed(
+            self.data.get_value(),
+            self.scale.get_value(),
+            None,
+            self.format,
+            shape=self.shape,
+            parts=self.parts,
+        )
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """tokens: int32 [...] -> f32 [..., D]."""

@@ -28,18 +28,21 @@ def scheme_class(name: str) -> type[Scheme]:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise UsageError(
-            f"scheme: expected one of {', '.join(SCHEMES)} or package.module:Class, found {name!r}")
+            f"scheme: expected one of {', '.join(SCHEMES)} or package.module:Class, found {name!r}"
+        )
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"scheme: cannot import {name!r}: {error}") from error
     if not (inspect.isclass(found) and issubclass(found, Scheme)):
-        raise UsageError(f"scheme: {name!r} must be a subclass of ternax.quant.Scheme, found {found!r}")
+        raise UsageError(
+            f"scheme: {name!r} must be a subclass of ternax.quant.Scheme, found {found!r}"
+        )
     return found
 
 
 def parse_scheme(spec: str) -> tuple[type[Scheme], dict]:
-    """"name,key=value,..." -> (class, options); options are checked against its __init__."""
+    """ "name,key=value,..." -> (class, options); options are checked against its __init__."""
     name, *pairs = spec.split(",")
     found = scheme_class(name)
     signature = inspect.signature(found.__init__).parameters
@@ -48,15 +51,19 @@ def parse_scheme(spec: str) -> tuple[type[Scheme], dict]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or key not in legal:
-            raise UsageError(f"scheme {name!r}: expected key=value with key among "
-                             f"{', '.join(legal) or '(none)'}, found {pair!r}")
+            raise UsageError(
+                f"scheme {name!r}: expected key=value with key among "
+                f"{', '.join(legal) or '(none)'}, found {pair!r}"
+            )
         try:
             options[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             options[key] = text
         default = signature[key].default
         if type(default) in (int, float, str, bool) and type(options[key]) is not type(default):
-            raise UsageError(f"scheme {name!r}: {key} must be {type(default).__name__}, found {text!r}")
+            raise UsageError(
+                f"scheme {name!r}: {key} must be {type(default).__name__}, found {text!r}"
+            )
     return found, options
 
 

@@ -62,11 +62,13 @@ class BlockScheme(Scheme):
         super().__init__(shape, rngs=rngs)
         if granularity not in GRANULARITIES:
             raise UsageError(
-                f"granularity must be one of {', '.join(GRANULARITIES)}, found {granularity!r}")
+                f"granularity must be one of {', '.join(GRANULARITIES)}, found {granularity!r}"
+            )
         k_size = shape[0]
         if granularity == "group" and (group_size < 16 or group_size % 16 or k_size % group_size):
             raise UsageError(
-                f"group_size must be a multiple of 16 that divides K = {k_size}, found {group_size}")
+                f"group_size must be a multiple of 16 that divides K = {k_size}, found {group_size}"
+            )
         self.groups = k_size // group_size if granularity == "group" else 1
         self.axes = (0, 1, 2) if granularity == "tensor" else (1,)
 
@@ -87,5 +89,7 @@ def quantize(scheme: Scheme, w: jax.Array, name: str = "weight") -> Quantized:
     """`scheme.quantize` on a concrete weight, refusing NaN and infinity by name."""
     if not isinstance(w, jax.core.Tracer) and not bool(jnp.isfinite(w).all()):
         bad = int(w.size - jnp.isfinite(w).sum())
-        raise NumericCheckFailed(f"{name}: expected finite weights, found {bad} of {w.size} NaN or infinite")
+        raise NumericCheckFailed(
+            f"{name}: expected finite weights, found {bad} of {w.size} NaN or infinite"
+        )
     return scheme.quantize(w)

@@ -1,0 +1,119 @@
+"""Builds the C++ kernels on this machine at first use, keeps them, and registers them.
+
+The library is cached under a key of its sources, the compiler, its flags, the CPU's
+instruction sets and jaxlib's version: XLA's FFI headers and its runtime must agree.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import jax
+import jaxlib
+
+_HERE = pathlib.Path(__file__).resolve().parent
+_SOURCES = ("kernels.cc", "parallel.h", "body.h")
+_FLAGS = ("-O2", "-std=c++17", "-fPIC", "-shared", "-pthread")
+TARGETS = ("ternax_accumulate", "ternax_matmul", "ternax_attend")
+
+
+class BuildError(RuntimeError):
+    """The library cannot be had; the message is one line."""
+
+
+def compiler() -> str | None:
+    """The C++ compiler: $CXX, else the first of g++, clang++, c++ on the path."""
+    named = os.environ.get("CXX")
+    return (
+        shutil.which(named)
+        if named
+        else next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    )
+
+
+def cache_directory() -> pathlib.Path:
+    """$TERNAX_CACHE, else the user's cache directory."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(os.environ.get("TERNAX_CACHE") or pathlib.Path(home) / "ternax")
+
+
+def _cache_key(cxx: str, flags: tuple[str, ...]) -> str:
+    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
+    parts = [jaxlib.__version__, version, " ".join(flags), platform.machine()]
+    parts += [(_HERE / name).read_text() for name in _SOURCES]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def build(extra_flags: tuple[str, ...] = ()) -> pathlib.Path:
+    """The path of the built library, compiled now if it is not in the cache.
+
+    Raises:
+      BuildError: no compiler, or it failed; what it said first is in the message.
+    """
+    cxx = compiler()
+    if cxx is None:
+        raise BuildError("no C++ compiler found (install g++ or set CXX)")
+    flags = (*_FLAGS, *extra_flags)
+    target = cache_directory() / f"libternax-{_cache_key(cxx, flags)}.so"
+    if target.is_file():
+        return target
+    print(
+        f"ternax: building the CPU kernels with {pathlib.Path(cxx).name}, once (10 to 30 s)",
+        file=sys.stderr,
+        flush=True,
+    )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            draft = pathlib.Path(scratch) / target.name
+            command = [
+                cxx,
+                *flags,
+                "-isystem",
+                jax.ffi.include_dir(),
+                str(_HERE / "kernels.cc"),
+                "-o",
+                str(draft),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                said = next(
+                    (line for line in done.stderr.splitlines() if "error" in line),
+                    done.stderr[:200],
+                )
+                raise BuildError(f"{cxx} failed: {said.strip()}")
+            os.replace(draft, target)  # whole or not at all, whoever else builds
+    except OSError as error:
+        raise BuildError(f"cannot write {target.parent}: {error.strerror or error}") from error
+    return target
+
+
+@functools.cache
+def library() -> "ctypes.CDLL":
+    """The loaded library with its FFI targets registered. Raises BuildError."""
+    try:
+        loaded = ctypes.CDLL(str(build()))
+    except OSError as error:
+        raise BuildError(f"cannot load the built library: {error}") from error
+    loaded.ternax_isa_name.restype = ctypes.c_char_p
+    for name in TARGETS:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
+    return loaded
+
+
+@functools.cache
+def instruction_sets() -> dict[str, int]:
+    """Name -> index of the instruction sets this CPU can run, fastest first. Raises BuildError."""
+    loaded, found, index = library(), {}, 0
+    while (name := loaded.ternax_isa_name(index)) is not None:
+        if loaded.ternax_isa_supported(index):
+            found[name.decode()] = index
+        index += 1
+    return found

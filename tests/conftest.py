@@ -1,0 +1,22 @@
+"""What all tests share: how hypothesis runs, and `--scheme` for the conformance suite."""
+
+import os
+
+import hypothesis
+
+# Compiling a new shape takes longer than any deadline. In CI the same examples each time;
+# elsewhere new ones, with the line that repeats a failure.
+hypothesis.settings.register_profile(
+    "ternax", deadline=None, max_examples=25, print_blob=True, derandomize="CI" in os.environ
+)
+hypothesis.settings.load_profile("ternax")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--scheme",
+        action="append",
+        default=[],
+        metavar="package.module:Class",
+        help="run the conformance suite of tests/quant over this scheme too",
+    )

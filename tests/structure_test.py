@@ -1,0 +1,230 @@
+"""The house: imports go downward only, nothing runs code from data, files stay readable."""
+
+import ast
+import graphlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Bottom first. A line may import from lines above it; entries of one line do not import
+# each other, modules of one package do. A new module needs a place here.
+LAYERS = (
+    ("ternax.kernels", "ternax.errors", "ternax.machine", "ternax.provenance", "ternax.table"),
+    ("ternax.config", "ternax.measure", "ternax.record"),
+    ("ternax.configs",),
+    ("ternax.quantized",),
+    ("ternax.quant",),
+    ("ternax.nn",),
+    ("ternax.models",),
+    ("ternax.edit",),
+    ("ternax.random_weights",),
+    ("ternax.engine", "ternax.cost"),
+    ("ternax.experiments",),
+)
+RANK = {entry: rank for rank, entries in enumerate(LAYERS) for entry in entries}
+
+# All that the ground floor may know.
+KERNELS_IMPORT = {"jax", "numpy", *sys.stdlib_module_names}
+# Folders beside ternax: imported as ternax.kernels, ..., or one file is loaded twice.
+BESIDE = ("kernels", "configs", "experiments")
+# What experiments share; apart from these, each stands alone.
+SHARED_BY_EXPERIMENTS = {"ternax.experiments.flags", "ternax.experiments.config_flag",
+                         "ternax.experiments.progress"}
+# They run code from data, or weigh more than everything here together.
+BANNED_IMPORTS = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib",
+                  "torch", "tensorflow"}
+BANNED_CALLS = {"eval", "exec", "compile", "__import__"}
+BANNED_KEYWORDS = {"allow_pickle", "shell"}  # set to anything but False
+MAX_LINES = 400
+
+
+def files() -> dict[str, pathlib.Path]:
+    """Module name -> file, of all code that ships."""
+    found = {}
+    for top in ("ternax", *BESIDE):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            found[".".join(parts if top == "ternax" else ("ternax", *parts))] = path
+    return found
+
+
+FILES = files()
+
+
+def entry_of(module: str) -> str | None:
+    """The entry of LAYERS a module belongs to: itself or the package it is in."""
+    parts = module.split(".")
+    names = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next((name for name in names if name in RANK), None)
+
+
+def imports(module: str, source: str, modules) -> list[tuple[int, str]]:
+    """(line, imported module) of every import, wherever it stands; submodules in full."""
+    is_package = any(name.startswith(f"{module}.") for name in modules)
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            up = module.split(".")[:len(module.split(".")) - node.level + is_package]
+            base = ".".join([*(up if node.level else []), *([node.module] if node.module else [])])
+            full = [f"{base}.{alias.name}" for alias in node.names]
+            found += [(node.lineno, name if name in modules else base) for name in full]
+    return found
+
+
+def direction_problems(module: str, source: str, modules) -> list[tuple[int, str]]:
+    """(line, what is wrong and what to do) of the imports of one module."""
+    problems = []
+    mine = entry_of(module)
+    for line, name in imports(module, source, modules):
+        top = name.partition(".")[0]
+        theirs = entry_of(name)
+        if top in BESIDE:
+            problems.append((line, f"import {name} as ternax.{name}, or it is loaded twice"))
+        elif mine == "ternax.kernels" and theirs != mine and top not in KERNELS_IMPORT:
+            problems.append((line, f"kernels know jax and numpy alone: move what needs {name} up"))
+        elif top != "ternax" or name == "ternax" or theirs is None or mine is None:
+            continue  # not ours, or without a layer, which another test reports
+        elif mine == theirs == "ternax.experiments":
+            if name not in SHARED_BY_EXPERIMENTS:
+                problems.append((line, f"experiments do not import each other: move what {name} "
+                                       "shares down into ternax"))
+        elif mine != theirs and RANK[theirs] >= RANK[mine]:
+            problems.append((line, f"{mine} may not import {name}: move what it needs below "
+                                   "both, or the importer up (LAYERS in tests/structure_test.py)"))
+    return problems
+
+
+def banned(source: str) -> list[tuple[int, str]]:
+    """(line, what is banned) of one module."""
+    found = [(line, f"import {name}") for line, name in imports("", source, ())
+             if name.partition(".")[0] in BANNED_IMPORTS]
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        if isinstance(node.func, ast.Name) and node.func.id in BANNED_CALLS:
+            found.append((node.lineno, f"{node.func.id}()"))
+        for keyword in node.keywords:
+            off = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+            if keyword.arg in BANNED_KEYWORDS and not off:
+                found.append((node.lineno, f"{keyword.arg}="))
+    return found
+
+
+def told(problems: dict[str, list[tuple[int, str]]]) -> list[str]:
+    """file:line: problem."""
+    return [f"{FILES[module].relative_to(ROOT)}:{line}: {text}"
+            for module, lines in problems.items() for line, text in lines]
+
+
+SOURCES = {module: path.read_text() for module, path in FILES.items()}
+
+
+# --- The tree ------------------------------------------------------------------------------
+
+
+def test_every_module_has_a_layer():
+    lost = [f"{path.relative_to(ROOT)}: give {module} a line in LAYERS of tests/structure_test.py"
+            for module, path in FILES.items() if module != "ternax" and entry_of(module) is None]
+    assert lost == []
+
+
+def test_every_layer_is_there():
+    gone = [entry for entry in RANK if not any(entry_of(module) == entry for module in FILES)]
+    assert gone == [], "remove them from LAYERS"
+
+
+def test_imports_go_downward():
+    problems = {m: direction_problems(m, source, FILES) for m, source in SOURCES.items()}
+    assert told(problems) == []
+
+
+def test_no_module_imports_itself_in_a_circle():
+    """Within a package as well, where LAYERS say nothing."""
+    graph = {m: {name for _, name in imports(m, source, FILES) if name in FILES and name != m}
+             for m, source in SOURCES.items() if m != "ternax"}
+    for names in graph.values():
+        names.discard("ternax")
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_nothing_runs_code_from_data():
+    assert told({module: banned(source) for module, source in SOURCES.items()}) == []
+
+
+def test_files_stay_readable():
+    long = [f"{FILES[module].relative_to(ROOT)}: {lines} lines, at most {MAX_LINES}: which two "
+            "ideas does it hold?" for module, source in SOURCES.items()
+            if (lines := len(source.splitlines())) > MAX_LINES]
+    assert long == []
+
+
+@pytest.mark.parametrize("names", ["ternax", "ternax, ternax.errors, ternax.config, ternax.configs"])
+def test_import_is_light(names):
+    """--help and refusals answer at once; jax alone takes half a second."""
+    heavy = "jax", "jaxlib", "flax", "numpy", "optax", "orbax", "ml_collections"
+    code = f"import sys, {names}\nprint([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+# --- The checks themselves can fail --------------------------------------------------------
+
+MODULES = {"ternax", "ternax.errors", "ternax.nn", "ternax.nn.rope", "ternax.nn.cache",
+           "ternax.engine", "ternax.kernels", "ternax.kernels.packing", "ternax.experiments",
+           "ternax.experiments.flags", "ternax.experiments.decode", "ternax.configs"}
+
+
+@pytest.mark.parametrize("module, source", [
+    ("ternax.nn.rope", "from ternax.engine import generate"),
+    ("ternax.nn.rope", "import ternax.engine"),
+    ("ternax.nn.rope", "def f():\n    from ternax import engine"),
+    ("ternax.nn.rope", "from .. import engine"),
+    ("ternax.nn", "from ..engine import generate"),
+    ("ternax.errors", "from ternax.table import report"),
+    ("ternax.nn.rope", "from kernels.packing import pack"),
+    ("ternax.nn.rope", "import configs"),
+    ("ternax.engine", "from ternax.experiments import flags"),
+    ("ternax.kernels.packing", "from ternax.errors import UsageError"),
+    ("ternax.kernels.packing", "from ..errors import UsageError"),
+    ("ternax.kernels.packing", "import flax"),
+    ("ternax.kernels.packing", "import ternax"),
+    ("ternax.experiments.flags", "from ternax.experiments import decode"),
+    ("ternax.experiments.flags", "from . import decode"),
+])
+def test_wrong_direction_is_found(module, source):
+    assert len(direction_problems(module, source, MODULES)) == 1
+
+
+@pytest.mark.parametrize("module, source", [
+    ("ternax.engine", "from ternax.nn.cache import KVCache"),
+    ("ternax.engine", "from ternax import configs, errors"),
+    ("ternax.nn.rope", "from ternax.nn.cache import KVCache"),
+    ("ternax.nn.rope", "from .cache import KVCache"),
+    ("ternax.nn.rope", "from ternax.kernels.packing import pack"),
+    ("ternax.nn", "from .rope import rotate"),
+    ("ternax.kernels.packing", "import dataclasses, numpy as np, jax.numpy as jnp"),
+    ("ternax.kernels.packing", "from . import packing\nfrom .packing import pack"),
+    ("ternax.experiments.decode", "from ternax.experiments import flags"),
+    ("ternax.experiments.decode", "import flax, absl.flags"),
+])
+def test_right_direction_is_let_through(module, source):
+    assert direction_problems(module, source, MODULES) == []
+
+
+@pytest.mark.parametrize("source, count", [
+    ("import pickle", 1), ("from pickle import loads", 1), ("import torch.nn as nn", 1),
+    ("eval('1')", 1), ("exec(open(path).read())", 1), ("np.load(p, allow_pickle=True)", 1),
+    ("subprocess.run(c, shell=flag)", 1),
+    ("re.compile('x')", 0), ("nnx.eval_shape(f)", 0), ("np.load(p, allow_pickle=False)", 0),
+    ("'import pickle'", 0), ("lowered.compile()", 0),
+])
+def test_what_is_banned(source, count):
+    assert len(banned(source)) == count
