@@ -30,7 +30,7 @@ class Backend:
     name: str
     why_not: Callable[[str, Any, Any], str | None]
     run: Callable[..., Any]
-    heuristic: Callable[[Any, Any], Mapping[str, int]]
+    heuristic: Callable[[Any, Any], Mapping[str, Any]]
 
 
 BACKENDS: dict[str, Backend] = {

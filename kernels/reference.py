@@ -192,7 +192,7 @@ def _blocked(
 
 
 def run_dense(x: jax.Array, w: Packed, layer: jax.Array) -> jax.Array:
-    """x W for a float format. x: f32 [M, K] -> f32 [M, N]; blocks are converted as they are read."""
+    """x W for a float format, converted block by block. x: f32 [M, K] -> f32 [M, N]."""
     rows, (k_size, n) = x.shape[0], w.shape
     x = jnp.pad(x, ((0, max(0, _MIN_ROWS - rows)), (0, 0)))
     blocks = max(1, round(n * k_size * w.data.dtype.itemsize / _BLOCK_BYTES / 4))

@@ -26,7 +26,7 @@ def to_digits(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     x: float [M, K] -> (digits int8 [3, M, K], scale f32 [M, 1]) with
     x ~ (d0 + 128 d1 + 16384 d2) * scale. Rounding is to 22 bits of the row's absolute
-    maximum: |error| <= max|x| * 2^-21.98 an element.
+    maximum: |error| <= max|x| * 2^-21 an element (half a step, and what f32 adds to it).
     """
     x = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), 1e-30) / DIGIT_LIMIT
@@ -82,7 +82,7 @@ def ternary_matmul(
     out_dtype = jnp.dtype(out_dtype)
     if jnp.issubdtype(x.dtype, jnp.floating):
         y = _float_matmul((chosen.name, settings, out_dtype), rows, stacked, index)
-    elif out_dtype == jnp.int32:
+    elif x_scale is None or out_dtype == jnp.int32:
         y = chosen.run(rows[None], None, stacked, index, dict(settings))
     else:
         y = _int8_matmul(
@@ -107,7 +107,9 @@ def _run(static, digits, x_scale, w: Packed, layer):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _float_matmul(static, x, w, layer):
-    digits, scale = to_digits(x)
+    # Without the barrier XLA multiplies the scales in another order for one row than for
+    # several, and a row's last bit then depends on the batch it is in.
+    digits, scale = jax.lax.optimization_barrier(to_digits(x))
     return _run(static, digits, scale, w, layer)
 
 
@@ -174,21 +176,21 @@ def _validate(x, w: Packed, layer, x_scale, out_dtype):
     k_size, n = w.shape
     if x.shape[-1] != k_size:
         raise ValueError(f"x has {x.shape[-1]} columns, W has K = {k_size} rows")
-    if w.format in FLOAT_FORMATS:
-        return
-    fmt = FORMATS[w.format]
-    if w.data.shape[-2:] != (n, fmt.row_bytes(k_size)):
+    integer = w.format in FORMATS
+    row = FORMATS[w.format].row_bytes(k_size) if integer else k_size
+    if w.data.shape[-2:] != (n, row):
         raise ValueError(
-            f"packed data must end in {(n, fmt.row_bytes(k_size))} for W {k_size}x{n} in {w.format}, "
+            f"packed data must end in {(n, row)} for W {k_size}x{n} in {w.format}, "
             f"found {w.data.shape}"
         )
     if (w.data.ndim == 4) != (layer is not None):
         raise ValueError(
-            f"a stack needs `layer` and only a stack takes it; data is {w.data.shape}, layer {layer}"
+            "a stack needs `layer` and only a stack takes it; "
+            f"data is {w.data.shape}, layer {layer}"
         )
     if w.groups > 1 and (k_size % w.groups or (k_size // w.groups) % BLOCK):
         raise ValueError(f"{w.groups} groups must cut K = {k_size} into multiples of {BLOCK}")
-    if k_size * 128 * max(fmt.offset, 3) >= 2**31:
+    if integer and k_size * 128 * max(FORMATS[w.format].offset, 3) >= 2**31:
         raise ValueError(f"K = {k_size} could overflow the int32 accumulator in {w.format}")
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     if not floating and x.dtype != jnp.int8:
@@ -196,8 +198,11 @@ def _validate(x, w: Packed, layer, x_scale, out_dtype):
     if floating and x_scale is not None:
         raise TypeError("x_scale belongs to int8 activations; float ones carry their own scale")
     bare = jnp.dtype(out_dtype) == jnp.int32
-    if bare and (floating or w.groups * w.num_planes != 1 or w.zero is not None):
-        raise ValueError("int32 output needs int8 x, one plane, one group and no zero")
+    plain = integer and w.groups * w.num_planes == 1 and w.zero is None
+    if bare and (floating or not plain):
+        raise ValueError(
+            "int32 output needs int8 x, integer codes, one plane, one group and no zero"
+        )
     if not floating and not bare and (x_scale is None or x_scale.shape != (*x.shape[:-1], 1)):
         found = None if x_scale is None else x_scale.shape
         raise ValueError(

@@ -19,6 +19,7 @@ from ternax.nn.cache import KV_DTYPES, init_cache
 from ternax.nn.linear import PackedLinear, QuantLinear
 from ternax.nn.table import PackedTable
 from ternax.random_weights import abstract_model
+from ternax.table import binary, decimal, row
 
 # What a process that has imported jax, traced, compiled and run the CPU backend holds
 # beside its arrays: measured 0.60 GiB with 70b and 80 layers, 0.50 with 8b.
@@ -103,6 +104,39 @@ class Plan:
         """How many rows would fit with everything else as it is; 0 when not even one."""
         per_row = (self.bytes["cache"] + self.bytes["activations"]) / self.batch
         return max(0, self.batch - math.ceil(self._excess_bytes / per_row))
+
+    def lines(self, whole: int | None = None) -> list[str]:
+        """The plan for a screen. whole: layers of the whole model, if these are fewer."""
+        config, layers = self.config, ""
+        if whole and config.num_layers < whole:
+            layers = f", the first {config.num_layers} of its {whole} layers"
+        free = "unknown" if self.available_bytes is None else binary(self.available_bytes)
+        return [
+            row("plan", f"{config.name}{layers}: {self.parameters:,} parameters, "
+                f"{self.ternary_parameters:,} in {config.scheme} at {self.bits_per_weight:.3g} bits"),
+            row("", " + ".join(self._parts())),
+            row("", f"= {binary(self.total_bytes)}; available {free}: "
+                f"{'fits' if self.fits else 'DOES NOT FIT'}"),
+            row("", f"a decode step reads {decimal(self.bytes_per_step)} (batch {self.batch}, "
+                f"context {self.context})"),
+        ]
+
+    def refusal(self, last: str = "--fit=auto (the largest model of its family that fits)") -> str:
+        """One line: the need by part, what there is, and flags with which it would fit."""
+        ways = [last]
+        if self.batch_that_fits:
+            ways.insert(0, f"--batch={self.batch_that_fits}")
+        if self.layers_that_fit:
+            ways.insert(0, f"--layers={self.layers_that_fit} (part of the model)")
+        return (f"{self.config.name} does not fit: it needs "
+                f"{binary(self.total_bytes + MARGIN_BYTES)} ({', '.join(self._parts(0.02))}, margin "
+                f"{binary(MARGIN_BYTES)}), available {binary(self.available_bytes or 0)}; "
+                f"would fit: {', '.join(ways)}")
+
+    def _parts(self, least: float = 0.0) -> list[str]:
+        """"projections 15.94 GiB", ... without those under a share of the whole, or empty."""
+        return [f"{name} {binary(size)}" for name, size in self.bytes.items()
+                if size and size >= least * self.total_bytes]
 
     @property
     def _excess_bytes(self) -> int:

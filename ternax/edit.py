@@ -10,9 +10,9 @@ from ternax.errors import UsageError
 from ternax.kernels.packing import Packed
 from ternax.models import Decoder
 from ternax.nn.linear import PackedLinear, QuantLinear
-from ternax.nn.table import TABLE_FORMATS, PackedTable, Table
+from ternax.nn.table import TABLE_FORMATS, PackedTable
 from ternax.quant.integer import Int4, Int8, Unquantized
-from ternax.quant.scheme import quantize
+from ternax.quant.scheme import BlockScheme, Scheme, check_finite
 
 # What pack_model fuses: one product reads the activations once and one launch does the work.
 _FUSED = {
@@ -75,14 +75,12 @@ def pack_model(
     if is_packed(model):
         raise UsageError("pack_model: expected a float model, found one that is packed already")
     check_table_dtypes(model.config, embed_dtype, head_dtype)
+    _check_finite(model)
     for branch, fused in _FUSED.items():
         module = getattr(model.layers, branch)
         for name, parts in fused.items():
             linears = [getattr(module, part) for part in parts]
-            packed = [
-                _pack_stack(linear, part, f"layers.*.{branch}.{part}")
-                for linear, part in zip(linears, parts, strict=True)
-            ]
+            packed = [_pack_stack(*pair) for pair in zip(linears, parts, strict=True)]
             for part in parts:
                 delattr(module, part)
             setattr(
@@ -136,14 +134,22 @@ def fuse(parts: list[Packed]) -> Packed:
     )
 
 
-def _pack_stack(linear: QuantLinear, part: str, name: str) -> Packed:
-    """A stacked QuantLinear, one layer at a time, as one stacked Packed."""
-    kernel = linear.kernel[...]
-    if not isinstance(kernel, jax.core.Tracer):
+def _check_finite(model: Decoder) -> None:
+    """Raises NumericCheckFailed for a weight that is not finite, while the model is still whole."""
+    for pattern, linear in float_linears(model):
+        kernel = linear.kernel[...]
+        if isinstance(kernel, jax.core.Tracer):
+            return
         finite = jnp.isfinite(kernel).all(axis=(1, 2))
         for i in range(kernel.shape[0]):
             if not bool(finite[i]):
-                quantize(linear.scheme, kernel[i], name.replace("*", str(i)))  # raises, by name
+                check_finite(kernel[i], pattern.replace("*", str(i)))
+    for name in ("embedding",) if model.config.tie_embeddings else ("embedding", "head"):
+        check_finite(getattr(model, name).weight[...], name)
+
+
+def _pack_stack(linear: QuantLinear, part: str) -> Packed:
+    """A stacked QuantLinear, one layer at a time, as one stacked Packed."""
     graph, state = nnx.split(linear)
 
     def one(leaves):
@@ -153,10 +159,12 @@ def _pack_stack(linear: QuantLinear, part: str, name: str) -> Packed:
     return jax.lax.map(one, state)
 
 
-def _pack_table(table: Table, dtype: str, name: str, backend: str | None) -> PackedTable:
+def _pack_table(table, dtype: str, name: str, backend: str | None) -> PackedTable:
     weight = table.weight[...].T  # [K = D, N = V]
-    if dtype in ("int8", "int4"):
-        scheme = (Int8 if dtype == "int8" else Int4)(weight.shape)
+    integers: dict[str, type[BlockScheme]] = {"int8": Int8, "int4": Int4}
+    scheme: Scheme
+    if dtype in integers:
+        scheme = integers[dtype](weight.shape)
     else:
         scheme = Unquantized(weight.shape, dtype=dtype)
-    return PackedTable(quantize(scheme, weight, name).pack(name), backend=backend)
+    return PackedTable(scheme.quantize(weight).pack(name), backend=backend)

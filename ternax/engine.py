@@ -20,9 +20,11 @@ from ternax.errors import UsageError
 from ternax.models import MODELS, Decoder
 from ternax.nn.cache import KV_DTYPES, KVCache, init_cache
 from ternax.random_weights import random_model
+from ternax.sampling import Sampling, sample
 
 # Tokens decoded by one call of the device loop when the caller does not say.
 CHUNK_TOKENS = 16
+GREEDY = Sampling()
 
 
 def load(
@@ -55,7 +57,10 @@ def load(
 
 
 def with_scheme(config: ModelConfig, scheme: str | None, inputs: str | None = None) -> ModelConfig:
-    """The config under another scheme; `inputs` None keeps the config's, or "none" for scheme "none"."""
+    """The config under another scheme.
+
+    `inputs` None keeps the config's, but scheme "none" leaves inputs unquantized too.
+    """
     if scheme is None:
         scheme = config.scheme
     if inputs is None:
@@ -64,7 +69,7 @@ def with_scheme(config: ModelConfig, scheme: str | None, inputs: str | None = No
 
 
 def first_layers(config: ModelConfig, layers: int | None) -> ModelConfig:
-    """The config cut to its first `layers` layers; None keeps all. Raises UsageError past the end."""
+    """The config cut to its first `layers` layers; None keeps all."""
     if layers is None:
         return config
     if not 1 <= layers <= config.num_layers:
@@ -72,48 +77,6 @@ def first_layers(config: ModelConfig, layers: int | None) -> ModelConfig:
             f"layers must lie between 1 and {config.num_layers} for {config.name}, found {layers}"
         )
     return dataclasses.replace(config, num_layers=layers)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn.
-
-    Attributes:
-      temperature: 0 takes the largest logit.
-      top_k: only the k largest logits; 0 keeps all.
-      top_p: only the smallest set whose probability reaches p; 1 keeps all.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self):
-        if self.temperature < 0:
-            raise UsageError(f"temperature must be 0 or more, found {self.temperature}")
-        if self.top_k < 0:
-            raise UsageError(f"top_k must be 0 or more, found {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p must lie in (0, 1], found {self.top_p}")
-
-
-def sample(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> jax.Array:
-    """logits: f32 [B, V]; keys: one a row -> int32 [B]. A row's draw depends on its own key alone."""
-    if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / sampling.temperature
-    falling = -jnp.sort(-logits, axis=-1)
-    if 0 < sampling.top_k < logits.shape[-1]:
-        logits = jnp.where(logits < falling[:, sampling.top_k - 1, None], -jnp.inf, logits)
-        falling = jnp.where(jnp.arange(logits.shape[-1]) < sampling.top_k, falling, -jnp.inf)
-    if sampling.top_p < 1:
-        before = jnp.cumsum(jax.nn.softmax(falling, axis=-1), axis=-1)
-        before -= jax.nn.softmax(falling, axis=-1)
-        kept = jnp.sum(before < sampling.top_p, axis=-1, keepdims=True)
-        logits = jnp.where(
-            logits < jnp.take_along_axis(falling, kept - 1, axis=-1), -jnp.inf, logits
-        )
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -139,7 +102,7 @@ class Program:
     """What a compiled step is specialised on, besides shapes."""
 
     graph: nnx.GraphDef
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     stop: tuple[int, ...] = ()
     pad_id: int = 0
 
@@ -268,7 +231,7 @@ def stream(
     *,
     lengths: np.ndarray,
     max_new_tokens: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
     seed: int = 0,
     stop: Sequence[int] | None = None,
     kv_dtype: str = "bf16",
@@ -308,7 +271,8 @@ def check_prompts(
     lengths = np.full(tokens.shape[0], tokens.shape[1]) if lengths is None else np.asarray(lengths)
     if lengths.shape != tokens.shape[:1] or lengths.min() < 1 or lengths.max() > tokens.shape[1]:
         raise UsageError(
-            f"lengths must be {tokens.shape[0]} values between 1 and {tokens.shape[1]}, found {lengths.tolist()}"
+            f"lengths must be {tokens.shape[0]} values between 1 and {tokens.shape[1]}, "
+            f"found {lengths.tolist()}"
         )
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens must be at least 1, found {max_new_tokens}")

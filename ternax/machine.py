@@ -56,6 +56,13 @@ def cpu_model() -> str:
     )
 
 
+def device_name(device) -> str:
+    """A device in words, for records: with the host go the threads this process may use."""
+    if on_host(device):
+        return f"{cpu_model()}, {threads_available()} threads"
+    return device.device_kind
+
+
 _INSTRUCTION_SETS = (
     "avx2",
     "fma",

@@ -16,6 +16,7 @@ import time
 
 from ternax.machine import (  # noqa: F401  (callers say measure.memory_available_bytes)
     cpu_model,
+    device_name,
     instruction_sets,
     last_level_cache_bytes,
     limit_threads,

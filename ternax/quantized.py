@@ -32,7 +32,8 @@ class Quantized:
     @property
     def shape(self) -> tuple[int, int]:
         """(K, N)."""
-        return self.codes.shape[-2:]
+        k_size, n = self.codes.shape[-2:]
+        return k_size, n
 
     @property
     def bits_per_weight(self) -> float:
@@ -89,5 +90,6 @@ def check(quantized: Quantized) -> None:
         low, high = int(quantized.codes.min()), int(quantized.codes.max())
         if low < fmt.low or high > fmt.high:
             raise ValueError(
-                f"{quantized.format} codes must lie in [{fmt.low}, {fmt.high}], found [{low}, {high}]"
+                f"{quantized.format} codes must lie in [{fmt.low}, {fmt.high}], "
+                f"found [{low}, {high}]"
             )

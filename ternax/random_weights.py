@@ -11,12 +11,20 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
 from ternax.config import ModelConfig
 from ternax.edit import pack_model
-from ternax.kernels.packing import FLOAT_FORMATS, float_to_bits
+from ternax.kernels.packing import (
+    BLOCK,
+    FLOAT_FORMATS,
+    FORMATS,
+    code_position,
+    float_to_bits,
+    pack_numpy,
+)
 from ternax.models import MODELS, Decoder
 from ternax.models.decoder import table_std
 from ternax.nn.linear import PackedLinear
@@ -77,11 +85,10 @@ def random_model(
         names = [f"layers.*.{prefix}.{part}" for part, _ in node.parts]
         _fill(node, root, names, gain=node.shape[0] ** -0.5, layers=config.num_layers)
         progress(f"{prefix}.{linear}", node.packed.nbytes)
-    _fill(model.embedding, root, ["embedding"], gain=table_std(config, "embedding"))
-    progress("embedding", model.embedding.packed.nbytes)
-    if not config.tie_embeddings:
-        _fill(model.head, root, ["head"], gain=table_std(config, "head"))
-        progress("head", model.head.packed.nbytes)
+    for name in ("embedding",) if config.tie_embeddings else ("embedding", "head"):
+        table = getattr(model, name)
+        _fill(table, root, [name], gain=table_std(config, name))
+        progress(name, table.packed.nbytes)
     return model
 
 
@@ -99,15 +106,21 @@ def _fill(node: PackedLinear | PackedTable, root, names, *, gain: float, layers:
     widths = tuple(width for _, width in packed.parts)
     shape = packed.data.shape if layers else (1, *packed.data.shape)
     data = _random_data(
-        keys, shape=shape, widths=widths, format=packed.format, gain=gain, squeeze=not layers
+        keys,
+        shape=shape,
+        k_size=packed.shape[0],
+        widths=widths,
+        format=packed.format,
+        gain=gain,
+        squeeze=not layers,
     )
     node.data.set_value(data.block_until_ready())
     scale = gain / (_CODE_RMS[packed.format] * math.sqrt(packed.num_planes))
     if packed.format in FLOAT_FORMATS:
         scale = 1.0  # the gain is in the values
     node.scale.set_value(jnp.full(packed.scale.shape, scale, jnp.float32))
-    if packed.zero is not None:
-        node.zero.set_value(jnp.zeros(packed.zero.shape, jnp.float32))
+    if isinstance(node, PackedLinear) and node.zero is not None:
+        node.zero.set_value(jnp.zeros(node.packed.scale.shape, jnp.float32))
 
 
 def _plane_keys(key, planes: int, layers: int | None):
@@ -118,8 +131,10 @@ def _plane_keys(key, planes: int, layers: int | None):
     return jax.random.key_data(per_plane)
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "widths", "format", "gain", "squeeze"))
-def _random_data(keys, *, shape, widths, format, gain, squeeze):
+@functools.partial(
+    jax.jit, static_argnames=("shape", "k_size", "widths", "format", "gain", "squeeze")
+)
+def _random_data(keys, *, shape, k_size, widths, format, gain, squeeze):
     """keys: uint32 [parts, L, P, 2] -> data `shape` [L, P, N, row], each part from its own keys."""
     layers, planes, _, row = shape
     data = jnp.zeros(shape, FLOAT_FORMATS.get(format, jnp.uint8))
@@ -135,7 +150,8 @@ def _random_data(keys, *, shape, widths, format, gain, squeeze):
 
         def draw(i, part=part, rows=rows, chunks=chunks, start=start):
             words = keys[part, i // (planes * chunks), i // chunks % planes]
-            return _random_rows(words, start(i), rows, row, format, gain)
+            block = _random_rows(words, start(i), rows, row, format, gain)
+            return _clear_padding(block, k_size, format)
 
         def store(data, block, i, first=first, rows=rows, chunks=chunks, start=start):
             if format not in FLOAT_FORMATS:
@@ -172,6 +188,20 @@ def _random_rows(key, start, rows: int, row: int, format: str, gain: float):
     if format == "trit2":
         return _trit_word(draw(0), draw(1), draw(2))
     return _integer_word(draw(0), draw(1), 8 if format == "int8" else 4)
+
+
+def _clear_padding(block, k_size: int, format: str):
+    """Puts the code of 0 behind the K codes of each row: uint32 words [rows, row bytes / 4]."""
+    if format in FLOAT_FORMATS or k_size % BLOCK == 0:
+        return block
+    fmt = FORMATS[format]
+    real = np.zeros(fmt.row_bytes(k_size), np.uint8)
+    for k in range(k_size):
+        byte, bit = code_position(k, fmt.bits)
+        real[byte] |= (2**fmt.bits - 1) << bit
+    zeros = pack_numpy(np.zeros((k_size, 1), np.int8), format)[0]
+    real, zeros = real.view(np.uint32), zeros.view(np.uint32)
+    return (block & real) | (zeros & ~real)
 
 
 def _mix(x):

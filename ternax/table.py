@@ -157,3 +157,31 @@ def report(records) -> str:
         lines += ["Stopped before the end: records marked incomplete hold fewer samples.", ""]
     notes = dict.fromkeys(record.note for record in records if record.note)
     return "\n".join([*lines, *(f"- {note}" for note in notes)]).rstrip() + "\n"
+
+
+def row(label: str, text: str, width: int = 100) -> str:
+    """`text` behind a label, wrapped into a column of its own."""
+    return textwrap.fill(text, width, initial_indent=f"{label:9}", subsequent_indent=" " * 9,
+                         break_on_hyphens=False)
+
+
+def rate(number: float) -> str:
+    """Three significant digits, never an exponent: "0.0123", "62.2", "367,000"."""
+    digits = float(f"{number:.3g}")
+    return f"{digits:,.0f}" if digits >= 100 else f"{digits:.12f}".rstrip("0").rstrip(".")
+
+
+def decimal(nbytes: float) -> str:
+    """Bytes that are moved, in the powers of ten of a bandwidth: "18.2 GB", "83.4 kB"."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if nbytes >= 0.5 * size:
+            return f"{nbytes / size:.3g} {unit}"
+    return f"{nbytes / 1e3:.3g} kB"
+
+
+def binary(nbytes: float) -> str:
+    """Bytes that are held, in the powers of two of a memory: "18.54 GiB", "4.51 MiB"."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if nbytes >= 0.1 * size:
+            return f"{nbytes / size:.2f} {unit}"
+    return f"{nbytes / 2**10:.2f} KiB"

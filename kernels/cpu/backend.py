@@ -65,7 +65,7 @@ def self_test() -> str | None:
     return None
 
 
-def heuristic(x, w: Packed) -> Mapping[str, int | str]:
+def heuristic(x=None, w: Packed | None = None) -> Mapping[str, int | str]:
     """The fastest instruction set and all processors."""
     del x, w
     return {"isa": next(iter(instruction_sets())), "threads": threads()}
@@ -120,7 +120,7 @@ def attend(q, k, v, k_scale, v_scale, start, length, layer, config=None) -> jax.
         start,
         length,
         layer,
-        **_attributes(config or heuristic(None, None)),
+        **_attributes(config or heuristic()),
     )
 
 

@@ -116,12 +116,17 @@ constexpr int kInt8Offset = 128;
 constexpr int64_t kPrefetch = 8192;
 
 // out[r][m] = sum over one group of codes(row r) * x(m), for R rows and M activation rows.
+//
+// Every loop over r and m is unrolled, also the cold ones: one that is not would keep the
+// accumulators in memory.
 template <int kBits, int R, int M>
 inline void tile(const uint8_t* w, int64_t row_bytes, const int8_t* x, int64_t x_stride,
                  int64_t group_bytes, int32_t out[R][M]) {
   constexpr int kPlanes = 8 / kBits;
   Acc acc[R][M];
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
     for (int m = 0; m < M; m++) acc[r][m] = acc_zero();
   int64_t byte = 0;
   for (; byte + kWidth <= group_bytes; byte += kWidth) {
@@ -129,7 +134,7 @@ inline void tile(const uint8_t* w, int64_t row_bytes, const int8_t* x, int64_t x
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const uint8_t* at = w + r * row_bytes + byte;
-      __builtin_prefetch(at + kPrefetch);
+      __builtin_prefetch(at + kPrefetch, 0, 2);
       v[r] = load(at);
     }
 #pragma GCC unroll 4
@@ -146,15 +151,20 @@ inline void tile(const uint8_t* w, int64_t row_bytes, const int8_t* x, int64_t x
     }
   }
   if (byte < group_bytes) {
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const Bytes v = load_part(w + r * row_bytes + byte, group_bytes - byte);
+#pragma GCC unroll 4
       for (int p = 0; p < kPlanes; p++)
+#pragma GCC unroll 8
         for (int m = 0; m < M; m++)
           acc[r][m] = dot<kBits>(acc[r][m], codes<kBits>(v, p),
                                  x + m * x_stride + byte * kPlanes + p * kWidth);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
     for (int m = 0; m < M; m++) out[r][m] = reduce(acc[r][m]);
 }
 

@@ -19,7 +19,7 @@ from ternax.nn.linear import PackedStack
 from ternax.nn.mlp import MLP
 from ternax.nn.norm import RMSNorm
 from ternax.nn.rope import rope_table
-from ternax.nn.table import Table
+from ternax.nn.table import PackedTable, Table
 
 
 class Block(nnx.Module):
@@ -58,13 +58,13 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.embedding = Table(
+        self.embedding: Table | PackedTable = Table(
             config.vocab_size, config.hidden_size, rngs=rngs, std=table_std(config, "embedding")
         )
         self.layers = self._stack(config, rngs)
         self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         if not config.tie_embeddings:
-            self.head = Table(
+            self.head: Table | PackedTable = Table(
                 config.vocab_size, config.hidden_size, rngs=rngs, std=table_std(config, "head")
             )
 

@@ -57,17 +57,13 @@ def init_cache(
     """An empty cache for `context` tokens a row."""
     shape = (config.num_layers, batch, config.num_kv_heads, padded_slots(context), config.head_dim)
     start = jnp.zeros((batch,), jnp.int32) if start is None else start
+    length = jnp.int32(0)
     if dtype == "int8":
-        leaves = [
-            jnp.zeros(shape, jnp.int8),
-            jnp.zeros(shape, jnp.int8),
-            jnp.zeros(shape[:-1], jnp.float32),
-            jnp.zeros(shape[:-1], jnp.float32),
-        ]
-    else:
-        store = FLOAT_FORMATS[dtype]
-        leaves = [jnp.zeros(shape, store), jnp.zeros(shape, store), None, None]
-    return KVCache(*leaves, start=start, length=jnp.int32(0))
+        k, v = (jnp.zeros(shape, jnp.int8) for _ in "kv")
+        k_scale, v_scale = (jnp.zeros(shape[:-1], jnp.float32) for _ in "kv")
+        return KVCache(k, v, k_scale, v_scale, start, length)
+    k, v = (jnp.zeros(shape, FLOAT_FORMATS[dtype]) for _ in "kv")
+    return KVCache(k, v, None, None, start, length)
 
 
 def append(cache: KVCache, layer: jax.Array, k: jax.Array, v: jax.Array) -> KVCache:

@@ -6,7 +6,7 @@ from flax import nnx
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """weight * x / sqrt(mean(x^2) + eps) over the last axis, in f32. x: [..., D] -> f32 [..., D]."""
+    """weight * x / sqrt(mean(x^2) + eps) over the last axis. x: [..., D] -> f32 [..., D]."""
     x = x.astype(jnp.float32)
     return weight * (x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps))
 

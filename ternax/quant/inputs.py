@@ -1,11 +1,22 @@
 """Quantizers of activations. Separate from weight schemes, since they survive packing."""
 
 import dataclasses
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from ternax.quant.scheme import EPS, straight_through
+
+
+class InputQuant(Protocol):
+    """A quantizer of activations: a frozen object, static in the linear that uses it."""
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """x: float [..., K] -> (int8 [..., K], f32 [..., 1]), or (x, None)."""
+
+    def fake_quant(self, x: jax.Array) -> jax.Array:
+        """x as the quantizer leaves it, in floats, gradient straight through."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,4 +51,4 @@ class Unquantized:
         return x
 
 
-INPUTS = {"int8": Int8PerToken(), "none": Unquantized()}
+INPUTS: dict[str, InputQuant] = {"int8": Int8PerToken(), "none": Unquantized()}

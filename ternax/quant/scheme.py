@@ -85,11 +85,10 @@ class BlockScheme(Scheme):
         return Quantized(codes, jnp.swapaxes(scale, 0, 1).astype(jnp.float32), format=self.format)
 
 
-def quantize(scheme: Scheme, w: jax.Array, name: str = "weight") -> Quantized:
-    """`scheme.quantize` on a concrete weight, refusing NaN and infinity by name."""
+def check_finite(w: jax.Array, name: str) -> None:
+    """Refuses NaN and infinity in a concrete weight, by name."""
     if not isinstance(w, jax.core.Tracer) and not bool(jnp.isfinite(w).all()):
         bad = int(w.size - jnp.isfinite(w).sum())
         raise NumericCheckFailed(
             f"{name}: expected finite weights, found {bad} of {w.size} NaN or infinite"
         )
-    return scheme.quantize(w)

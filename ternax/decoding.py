@@ -1,0 +1,361 @@
+"""Measures one decode run: plan, create, compile, prefill, decode. Every phase is a Record.
+
+Knows no flags; `experiments.decode` is its command line.
+"""
+
+import contextlib
+import os
+import time
+
+from ternax import measure
+from ternax.config import ModelConfig
+from ternax.errors import DoesNotFit, Interrupted, OutputError
+from ternax.interrupt import Stop
+from ternax.record import Record, Store
+from ternax.workload import Workload, backend_name, first_device
+
+# A timed call of the device loop lasts about this long: long against the 1 ms a call
+# costs the host, short enough that Ctrl-C is answered and samples are many.
+_CALL_S = 0.25
+# But so many samples at least, where there are tokens enough.
+_MIN_SAMPLES = 8
+_SLOW_PREFILL_S = 5.0
+_PHASES = ("plan", "create", "compile", "prefill", "decode")
+
+
+def run(
+    config: ModelConfig,
+    workload: Workload,
+    *,
+    store: Store | None = None,
+    layers_of: int | None = None,
+    flags_text: str = "",
+    watch=lambda record: None,
+    progress=lambda *phase: contextlib.nullcontext(),
+) -> list[Record]:
+    """Plans, makes, compiles and measures one model.
+
+    Args:
+      config: the model, already cut to the layers that run.
+      workload: what to decode.
+      store: where each Record is appended as soon as it is known.
+      layers_of: layers of the whole model, when `config` holds fewer.
+      flags_text: the command line, for the records.
+      watch: called with each Record.
+      progress: (name, total, unit) -> context manager that reports on one long phase.
+
+    Raises:
+      UsageError, OutputError, DoesNotFit: before anything is allocated.
+      Interrupted: after what was measured is appended, marked incomplete.
+    """
+    job = DecodeRun(config, workload, layers_of=layers_of, flags_text=flags_text)
+    return job.measure_all(store=store, watch=watch, progress=progress)
+
+
+class DecodeRun:
+    """One run: planned and checked when made, then measured.
+
+    Each phase has a method that samples and one that makes its Record. Ctrl-C is answered
+    between device calls, where `stop.check()` raises: no call is cut in two, and what the
+    phase has sampled by then is kept.
+
+    Attributes:
+      config, workload: the model that runs and what it does.
+      whole: layers of the whole model.
+      device: the JAX device that runs.
+      common: fields that all records share.
+      plan: what the run needs.
+      bandwidth: measured in the plan phase, before anything is allocated.
+      generated: int32 [B, n] each, the new tokens in order.
+      records: what is known so far.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        workload: Workload,
+        *,
+        layers_of: int | None = None,
+        flags_text: str = "",
+    ):
+        """Raises what `run` raises, but for DoesNotFit: `plan.fits` tells."""
+        self.config, self.workload = config, workload
+        self.whole = layers_of or config.num_layers
+        self.device = first_device()
+        self.common = dict(
+            experiment="decode",
+            config=config.name,
+            scheme=config.scheme,
+            inputs=config.inputs,
+            backend=backend_name(workload.backend, self.device),
+            device=measure.device_name(self.device),
+            layers=config.num_layers,
+            batch=workload.batch,
+            context=workload.context,
+            seed=workload.seed,
+            flags=flags_text,
+        )
+        self.plan = workload.plan(config, self.device)
+        self.bandwidth: measure.Bandwidth | None = None
+        self.records: list[Record] = []
+        self.generated: list = []
+        self._store: Store | None = None
+        self._watch = lambda record: None
+        self._samples: list[float] = []
+        self._peak_before = 0
+
+    def measure_all(
+        self,
+        *,
+        store: Store | None = None,
+        watch=lambda record: None,
+        progress=lambda *phase: contextlib.nullcontext(),
+    ) -> list[Record]:
+        """All phases; see `run`."""
+        if not self.plan.fits:
+            raise DoesNotFit(self.plan.refusal())
+        if self.workload.profile_dir:
+            _check_directory("profile_dir", self.workload.profile_dir)
+        self._store, self._watch, self._progress = store, watch, progress
+        with Stop() as self._stop:
+            for phase in _PHASES:
+                self._samples, stopped = [], False
+                try:
+                    getattr(self, f"_sample_{phase}")()
+                except KeyboardInterrupt:
+                    stopped = True
+                getattr(self, f"_keep_{phase}")(stopped)
+                if stopped:
+                    place = f" in {store.directory}" if store else ""
+                    raise Interrupted(
+                        f"interrupted during {phase}; {len(self.records)} records kept{place}, "
+                        "the last marked incomplete"
+                    )
+        return self.records
+
+    def plan_only(self, store: Store) -> None:
+        """The plan's Record and no more."""
+        self._store = store
+        self._keep_plan(stopped=False)
+
+    def _keep(self, phase, metrics, stopped, notes=(), *, unit="s", kind="measured"):
+        """Makes a Record of what was sampled and appends it at once."""
+        if self.config.num_layers < self.whole:
+            notes = [f"first {self.config.num_layers} of {self.whole} layers", *notes]
+        record = Record(
+            phase=phase,
+            kind=kind,
+            samples=tuple(self._samples),
+            sample_unit=unit,
+            metrics=metrics,
+            incomplete=stopped,
+            note="; ".join(notes),
+            **self.common,
+        )
+        self.records.append(record)
+        if self._store:
+            self._store.append(record)
+        self._watch(record)
+
+    def _peak(self) -> dict[str, int]:
+        """The most memory held since the plan phase, where that is known."""
+        found = measure.peak_resident_bytes(self.device)
+        known = found is not None and found > self._peak_before
+        return {"peak_memory_bytes": found} if known else {}
+
+    def _read_bandwidth(self) -> measure.Bandwidth:
+        return measure.read_bandwidth(seconds=0.5, device=self.device)
+
+    def _sample_plan(self):
+        self._stop.check()
+        self.bandwidth = self._read_bandwidth()
+        # The buffer just freed must not count as the model's memory.
+        if not (measure.reset_peak() and measure.on_host(self.device)):
+            self._peak_before = measure.peak_resident_bytes(self.device) or 0
+
+    def _keep_plan(self, stopped):
+        plan = self.plan
+        metrics = dict(
+            planned_memory_bytes=plan.total_bytes,
+            weight_bytes=plan.weight_bytes,
+            cache_bytes=plan.bytes["cache"],
+            bytes_per_step=plan.bytes_per_step,
+            parameters=plan.parameters,
+            ternary_parameters=plan.ternary_parameters,
+            bits_per_weight=plan.bits_per_weight,
+        )
+        if plan.available_bytes is not None:
+            metrics["available_memory_bytes"] = plan.available_bytes
+        if self.bandwidth:
+            rate = self.bandwidth.median
+            metrics |= dict(
+                read_bandwidth_gb_per_s=rate, bound_tokens_per_s=plan.bound_tokens_per_s(rate)
+            )
+        self._keep("plan", metrics, stopped, kind="predicted", unit="")
+
+    def _sample_create(self):
+        from ternax.random_weights import random_model
+
+        self._stop.check()
+        start = time.perf_counter()
+        with self._progress("create", self.plan.weight_bytes, "bytes") as advance:
+
+            def done(name, nbytes):
+                if advance:
+                    advance(nbytes)
+                self._stop.check()
+
+            self._model = random_model(
+                self.config,
+                seed=self.workload.seed,
+                embed_dtype=self.workload.embed_dtype,
+                head_dtype=self.workload.head_dtype,
+                backend=self.workload.backend,
+                progress=done,
+            )
+        self._samples.append(time.perf_counter() - start)
+
+    def _keep_create(self, stopped):
+        metrics = self._peak()
+        if self._samples:
+            nbytes, seconds = self.plan.weight_bytes, self._samples[0]
+            metrics |= dict(create_s=seconds, weight_bytes=nbytes, gb_per_s=nbytes / seconds / 1e9)
+        self._keep("create", metrics, stopped)
+
+    def _sample_compile(self):
+        import jax.numpy as jnp
+        from flax import nnx
+
+        from ternax import engine
+        from ternax.nn.cache import init_cache
+
+        work = self.workload
+        graph, self._leaves = nnx.split(self._model)
+        program = engine.Program(graph)
+        self._tokens = jnp.asarray(work.tokens(self.config))
+        self._keys = engine.row_keys(work.seed, work.batch)
+        self._new_cache = lambda: init_cache(self.config, work.batch, work.context, work.kv_dtype)
+
+        def timed(function, *args):
+            self._stop.check()
+            start = time.perf_counter()
+            compiled = function.lower(program, self._leaves, *args).compile()
+            self._samples.append(time.perf_counter() - start)
+            return compiled
+
+        with self._progress("compile", None, "s"):
+            cache, token = self._new_cache(), jnp.zeros((work.batch,), jnp.int32)
+            self._run_prefill = timed(engine.prefill, self._tokens, cache, self._keys)
+            state = engine.DecodeState(cache, token, token > 0, self._keys)
+            self._run_decode = timed(engine.decode, state, jnp.int32(1))
+
+    def _keep_compile(self, stopped):
+        metrics = self._peak()
+        if len(self._samples) == 2:
+            metrics["compile_s"] = sum(self._samples)
+        self._keep("compile", metrics, stopped, ["samples: prefill, decode"])
+
+    def _sample_prefill(self):
+        import jax
+
+        def once():
+            self._stop.check()
+            cache = jax.block_until_ready(self._new_cache())
+            start = time.perf_counter()
+            self._state = self._run_prefill(self._leaves, self._tokens, cache, self._keys)
+            self.generated = [jax.device_get(self._state.token)[:, None]]
+            return time.perf_counter() - start
+
+        with self._progress("prefill", None, "s"):
+            self._cold_s = once()
+            for _ in range(1 if self._cold_s > _SLOW_PREFILL_S else 5):
+                self._samples.append(once())
+
+    def _keep_prefill(self, stopped):
+        work, notes = self.workload, []
+        metrics = {"prompt_tokens": work.prompt_length, **self._peak()}
+        if self._samples:
+            seconds = measure.percentile(self._samples, 50)
+            metrics |= dict(
+                ttft_ms=1e3 * seconds,
+                prefill_tokens_per_s=work.batch * work.prompt_length / seconds,
+            )
+            notes.append(f"warm; the cold first run took {self._cold_s:.3g} s")
+        self._keep("prefill", metrics, stopped, notes)
+
+    def _sample_decode(self):
+        import jax
+        import jax.numpy as jnp
+
+        self._steps, self._timed_s, self._chunk = 0, 0.0, 1
+        self._energy = measure.energy_meter()
+
+        def call(steps):
+            self._stop.check()
+            start = time.perf_counter()
+            out, self._state = self._run_decode(self._leaves, self._state, jnp.int32(steps))
+            self.generated.append(jax.device_get(out)[:, :steps])
+            return (time.perf_counter() - start) / steps
+
+        # The first step is the warm-up: same program, not counted.
+        warm_s = call(1)
+        left, directory = self.workload.num_tokens - 2, self.workload.profile_dir
+        self._chunk = max(1, min(left // _MIN_SAMPLES, 16, round(_CALL_S / warm_s)))
+        profile = jax.profiler.trace(directory) if directory else contextlib.nullcontext()
+        with profile, self._energy, self._progress("decode", left, "tokens") as advance:
+            while self._steps < left:
+                steps = min(self._chunk, left - self._steps)
+                self._samples.append(call(steps))
+                self._steps += steps
+                self._timed_s += steps * self._samples[-1]
+                if advance:
+                    advance(steps)
+
+    def _keep_decode(self, stopped):
+        metrics = {"planned_memory_bytes": self.plan.total_bytes, **self._peak()}
+        metrics["generated_tokens"] = sum(part.shape[1] for part in self.generated)
+        notes = []
+        if self._samples:
+            found = [self.bandwidth] if stopped else [self.bandwidth, self._read_bandwidth()]
+            metrics |= self._speed([rate for b in found for rate in b.samples_gb_per_s])
+            medians = ", ".join(f"{b.median:.3g}" for b in found)
+            notes.append(f"read bandwidth before and after: {medians} GB/s")
+        if self._chunk > 1:
+            notes.append(f"a sample is the mean of a device loop of up to {self._chunk} tokens")
+        if self.workload.profile_dir:
+            notes.append("profiled, which takes time")
+        self._keep("decode", metrics, stopped, notes, unit="s/token")
+
+    def _speed(self, bandwidths_gb_per_s: list[float]) -> dict[str, float]:
+        """The metrics that follow from the samples of decode steps and of read bandwidth."""
+        batch = self.workload.batch
+        seconds = measure.percentile(self._samples, 50)
+        bandwidth = measure.percentile(bandwidths_gb_per_s, 50)
+        # What a row holds in the middle of the timed steps, the new token included.
+        context = self.workload.prompt_length + 1 + (self._steps + 1) / 2
+        bound = self.plan.bound_tokens_per_s(bandwidth, context)
+        metrics = dict(
+            tokens_per_s=batch / seconds,
+            bound_tokens_per_s=bound,
+            share_of_bound=batch / seconds / bound,
+            bytes_per_step=self.plan.bytes_per_step_at(context),
+            read_bandwidth_gb_per_s=bandwidth,
+            tpot_ms_p50=1e3 * seconds,
+            tpot_ms_p99=1e3 * measure.percentile(self._samples, 99),
+        )
+        joules = self._energy.joules
+        if joules is not None:
+            metrics |= dict(
+                joules=joules,
+                joules_per_token=joules / (self._steps * batch),
+                watts=joules / self._timed_s,
+            )
+        return metrics
+
+
+def _check_directory(flag: str, directory: str) -> None:
+    """Makes it; raises OutputError now rather than after the measurement."""
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--{flag}: {directory} cannot be used: {error.strerror}") from error

@@ -1,0 +1,87 @@
+"""What a decode run decodes, and on what: settings and checks, before anything is allocated."""
+
+import dataclasses
+
+from ternax import cost
+from ternax.config import ModelConfig
+from ternax.errors import BackendUnavailable
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is decoded.
+
+    Attributes:
+      batch: rows decoded together.
+      prompt_length: tokens of each prompt; of `prompt` where that is given.
+      num_tokens: new tokens a row; prefill draws the first, the second warms up.
+      prompt: text, one token a byte, instead of random tokens.
+      kv_dtype, embed_dtype, head_dtype: how cache and tables are stored.
+      backend: a kernel backend by name, or None.
+      seed: of weights and prompt.
+      profile_dir: where a profile of the timed decode goes, or None.
+    """
+
+    batch: int = 1
+    prompt_length: int = 16
+    num_tokens: int = 16
+    prompt: str | None = None
+    kv_dtype: str = "bf16"
+    embed_dtype: str = "int8"
+    head_dtype: str = "int8"
+    backend: str | None = None
+    seed: int = 0
+    profile_dir: str | None = None
+
+    @property
+    def context(self) -> int:
+        return self.prompt_length + self.num_tokens
+
+    def plan(self, config: ModelConfig, device=None) -> cost.Plan:
+        """What it needs with this model on this machine. UsageError where it cannot be done."""
+        return cost.plan(
+            config,
+            batch=self.batch,
+            context=self.context,
+            prompt=self.prompt_length,
+            kv_dtype=self.kv_dtype,
+            embed_dtype=self.embed_dtype,
+            head_dtype=self.head_dtype,
+            available_bytes=cost.available_bytes(device),
+        )
+
+    def tokens(self, config: ModelConfig):
+        """int32 [B, T]: the prompt's bytes, or random tokens from the seed."""
+        import numpy as np
+
+        if self.prompt is not None:
+            text = np.frombuffer(prompt_bytes(self.prompt), np.uint8)
+            return np.tile(text.astype(np.int32), (self.batch, 1))
+        random = np.random.default_rng(self.seed)
+        shape = (self.batch, self.prompt_length)
+        return random.integers(0, config.vocab_size, shape, dtype=np.int32)
+
+
+def prompt_bytes(prompt: str) -> bytes:
+    """UTF-8; what was no UTF-8 on the command line comes through as it was typed."""
+    return prompt.encode(errors="surrogateescape")
+
+
+def first_device():
+    """The device that runs; BackendUnavailable where JAX finds none."""
+    import jax
+
+    try:
+        return jax.devices()[0]
+    except RuntimeError as error:  # JAX_PLATFORMS names what is not here
+        raise BackendUnavailable(f"JAX finds no device: {error}") from error
+
+
+def backend_name(name: str | None, device) -> str:
+    """The backend that will run: the one asked for by name, or the platform's first."""
+    from ternax.kernels import backends
+
+    try:
+        return backends.choose(device.platform, name=name).name
+    except backends.BackendError as error:
+        raise BackendUnavailable(f"--backend: {error}") from error
