@@ -188,6 +188,11 @@ def _validate(x, w: Packed, layer, x_scale, out_dtype):
             "a stack needs `layer` and only a stack takes it; "
             f"data is {w.data.shape}, layer {layer}"
         )
+    lead, last = w.data.shape[:-2], w.scale.shape[-1:]
+    if w.scale.ndim != w.data.ndim or w.scale.shape[:-2] != lead or last not in ((1,), (n,)):
+        raise ValueError(f"scale must be {lead} + (groups, 1 or {n}), found {w.scale.shape}")
+    if w.zero is not None and w.zero.shape != w.scale.shape:
+        raise ValueError(f"zero must be shaped like scale {w.scale.shape}, found {w.zero.shape}")
     if w.groups > 1 and (k_size % w.groups or (k_size // w.groups) % BLOCK):
         raise ValueError(f"{w.groups} groups must cut K = {k_size} into multiples of {BLOCK}")
     if integer and k_size * 128 * max(FORMATS[w.format].offset, 3) >= 2**31:

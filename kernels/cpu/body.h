@@ -22,6 +22,14 @@ inline Acc dot(Acc acc, Bytes u, const int8_t* x) {
   return _mm512_dpbusd_epi32(acc, u, _mm512_load_si512(x));
 }
 inline int32_t reduce(Acc a) { return _mm512_reduce_add_epi32(a); }
+inline void reduce4(const Acc a[4], int32_t* out) {
+  const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a[0], a[1]), _mm512_unpackhi_epi32(a[0], a[1]));
+  const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(a[2], a[3]), _mm512_unpackhi_epi32(a[2], a[3]));
+  const __m512i s = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const __m256i t = _mm256_add_epi32(_mm512_castsi512_si256(s), _mm512_extracti64x4_epi64(s, 1));
+  const __m128i u = _mm_add_epi32(_mm256_castsi256_si128(t), _mm256_extracti128_si256(t, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), u);
+}
 #elif TERNAX_AVX2
 constexpr int64_t kWidth = 32;
 using Bytes = __m256i;
@@ -61,6 +69,11 @@ inline int32_t reduce(Acc a) {
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
+inline void reduce4(const Acc a[4], int32_t* out) {
+  const __m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(a[0], a[1]), _mm256_hadd_epi32(a[2], a[3]));
+  const __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), t);
+}
 #elif TERNAX_NEON
 constexpr int64_t kWidth = 16;
 using Bytes = uint8x16_t;
@@ -85,6 +98,9 @@ inline Acc dot(Acc acc, Bytes u, const int8_t* x) {
   return vdotq_s32(acc, s, vld1q_s8(x));
 }
 inline int32_t reduce(Acc a) { return vaddvq_s32(a); }
+inline void reduce4(const Acc a[4], int32_t* out) {
+  vst1q_s32(out, vpaddq_s32(vpaddq_s32(a[0], a[1]), vpaddq_s32(a[2], a[3])));
+}
 #else
 constexpr int64_t kWidth = 16;
 struct Bytes { uint8_t b[16]; };
@@ -103,6 +119,9 @@ inline Acc dot(Acc acc, Bytes u, const int8_t* x) {
   return acc;
 }
 inline int32_t reduce(Acc a) { return a.s; }
+inline void reduce4(const Acc a[4], int32_t* out) {
+  for (int i = 0; i < 4; i++) out[i] = a[i].s;
+}
 #endif
 
 #if TERNAX_NEON
@@ -118,19 +137,25 @@ constexpr int kInt8Offset = 128;
 // would ask for the middle of the present tile when rows are long (15 GB/s against 22).
 constexpr int64_t kPrefetch = 8192;
 
-// out[r][m] = sum over one group of codes(row r) * x(m), for R rows and M activation rows.
+// Rows of W whose sums are kept together before they become floats.
+constexpr int kRows = 16;
+// Output rows whose activations are used together, so that they stay in the cache.
+constexpr int64_t kTokens = 16;
+
+// part[m][r] = sum over one group of codes(row r) * x(m), for R (1 or 4) rows and M
+// activation rows.
 //
 // Every loop over r and m is unrolled, also the cold ones: one that is not would keep the
 // accumulators in memory.
 template <int kBits, int R, int M>
 inline void tile(const uint8_t* w, int64_t row_bytes, const int8_t* x, int64_t x_stride,
-                 int64_t group_bytes, int64_t ahead, int32_t out[R][M]) {
+                 int64_t group_bytes, int64_t ahead, int32_t* part) {
   constexpr int kPlanes = 8 / kBits;
-  Acc acc[R][M];
+  Acc acc[M][R];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
+  for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
-    for (int m = 0; m < M; m++) acc[r][m] = acc_zero();
+    for (int r = 0; r < R; r++) acc[m][r] = acc_zero();
   int64_t byte = 0;
   for (; byte + kWidth <= group_bytes; byte += kWidth) {
     Bytes v[R];
@@ -149,7 +174,7 @@ inline void tile(const uint8_t* w, int64_t row_bytes, const int8_t* x, int64_t x
       for (int m = 0; m < M; m++) {
         const int8_t* xm = x + m * x_stride + byte * kPlanes + p * kWidth;
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) acc[r][m] = dot<kBits>(acc[r][m], u[r], xm);
+        for (int r = 0; r < R; r++) acc[m][r] = dot<kBits>(acc[m][r], u[r], xm);
       }
     }
   }
@@ -161,105 +186,110 @@ inline void tile(const uint8_t* w, int64_t row_bytes, const int8_t* x, int64_t x
       for (int p = 0; p < kPlanes; p++)
 #pragma GCC unroll 8
         for (int m = 0; m < M; m++)
-          acc[r][m] = dot<kBits>(acc[r][m], codes<kBits>(v, p),
+          acc[m][r] = dot<kBits>(acc[m][r], codes<kBits>(v, p),
                                  x + m * x_stride + byte * kPlanes + p * kWidth);
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int m = 0; m < M; m++) out[r][m] = reduce(acc[r][m]);
+  for (int m = 0; m < M; m++) {
+    if (R == 4)
+      reduce4(acc[m], part + m * kRows);
+    else
+      part[m * kRows] = reduce(acc[m][0]);
+  }
 }
 
-// R rows from `row` times activation rows [first, first + count), one (plane, group):
-// exact sums, offset taken off, into part[m][r].
+// R rows of one (plane, group) times `count` activation rows: exact sums into part[m][r].
 template <int kBits, int R>
-inline void sums(const Product& call, int64_t plane, int64_t group, int64_t row, int64_t first,
-                 int64_t count, int32_t* part) {
-  constexpr int kMost = 4;
+inline void tiles(const Product& call, const uint8_t* w, const int8_t* x, int64_t count, bool first,
+                  int32_t* part) {
+  const int64_t group_bytes = call.row_bytes / call.groups, stride = call.x_stride;
+  const int64_t tile_bytes = R * call.row_bytes;
+  const int64_t next = (kPrefetch + tile_bytes - 1) / tile_bytes * tile_bytes;
+  for (int64_t m = 0; m < count; m += 4) {
+    const int64_t ahead = first && m == 0 ? next : 0;  // later activations find the weights here
+    const int8_t* xm = x + m * stride;
+    int32_t* out = part + m * kRows;
+    switch (count - m) {
+      case 1: tile<kBits, R, 1>(w, call.row_bytes, xm, stride, group_bytes, ahead, out); break;
+      case 2: tile<kBits, R, 2>(w, call.row_bytes, xm, stride, group_bytes, ahead, out); break;
+      case 3: tile<kBits, R, 3>(w, call.row_bytes, xm, stride, group_bytes, ahead, out); break;
+      default: tile<kBits, R, 4>(w, call.row_bytes, xm, stride, group_bytes, ahead, out);
+    }
+  }
+}
+
+// `count` (up to kRows) rows from `row` times activation rows first .. first + tokens, one
+// (plane, group): exact sums, offset taken off, into part[token][r].
+template <int kBits>
+inline void sums(const Product& call, int64_t plane, int64_t group, int64_t row, int64_t count,
+                 int64_t first, int64_t tokens, int32_t* part) {
   const int64_t group_bytes = call.row_bytes / call.groups;
   const int64_t steps = (group_bytes + kWidth - 1) / kWidth;
   const uint8_t* w = call.data + (plane * call.rows + row) * call.row_bytes + group * group_bytes;
-  const int8_t* x = call.x + group * steps * kWidth * (8 / kBits);
-  const int64_t tile_bytes = R * call.row_bytes;
-  const int64_t next = (kPrefetch + tile_bytes - 1) / tile_bytes * tile_bytes;
+  const int8_t* x = call.x + first * call.x_stride + group * steps * kWidth * (8 / kBits);
+  int64_t r = 0;
+  for (; r + 4 <= count; r += 4) tiles<kBits, 4>(call, w + r * call.row_bytes, x, tokens, !first, part + r);
+  for (; r < count; r++) tiles<kBits, 1>(call, w + r * call.row_bytes, x, tokens, !first, part + r);
   const int offset = kBits == 8 ? kInt8Offset : kOffset[kBits];
-  for (int64_t m = 0; m < count;) {
-    int32_t out[R][kMost];
-    const int64_t left = count - m;
-    const int8_t* xm = x + (first + m) * call.x_stride;
-    const int64_t ahead = first + m ? 0 : next;  // later activations find the weights here
-    const int took = left >= 4 ? 4 : static_cast<int>(left);
-    auto keep = [&](auto& sums_of) {
-      for (int i = 0; i < took; i++)
-        for (int r = 0; r < R; r++)
-          part[(m + i) * R + r] =
-              sums_of[r][i] - offset * call.sums[group * call.digits * call.tokens + first + m + i];
-    };
-    if (took == 4) {
-      tile<kBits, R, 4>(w, call.row_bytes, xm, call.x_stride, group_bytes, ahead, out);
-      keep(out);
-    } else if (took == 3) {
-      int32_t few[R][3];
-      tile<kBits, R, 3>(w, call.row_bytes, xm, call.x_stride, group_bytes, ahead, few);
-      keep(few);
-    } else if (took == 2) {
-      int32_t few[R][2];
-      tile<kBits, R, 2>(w, call.row_bytes, xm, call.x_stride, group_bytes, ahead, few);
-      keep(few);
-    } else {
-      int32_t few[R][1];
-      tile<kBits, R, 1>(w, call.row_bytes, xm, call.x_stride, group_bytes, ahead, few);
-      keep(few);
-    }
-    m += took;
-  }
+  const int32_t* sum = call.sums + group * call.digits * call.tokens + first;
+  for (int64_t t = 0; t < tokens; t++)
+    for (int i = 0; i < kRows; i++) part[t * kRows + i] -= offset * sum[t];
 }
 
-// Rows row .. row + R of the output, all tokens.
-template <int kBits, int R>
-inline void some_rows(const Product& call, int64_t row) {
-  // Tokens in blocks whose activations stay in the second-level cache.
-  constexpr int64_t kBlock = 16;
-  int32_t part[3 * kBlock * R];
-  for (int64_t t0 = 0; t0 < call.tokens; t0 += kBlock) {
-    const int64_t count = std::min<int64_t>(kBlock, call.tokens - t0);
-    if (call.acc) {
-      sums<kBits, R>(call, 0, 0, row, t0, count, part);
-      for (int64_t t = 0; t < count; t++)
-        std::memcpy(call.acc + (t0 + t) * call.rows + row, part + t * R, R * sizeof(int32_t));
-      continue;
-    }
-    for (int64_t plane = 0; plane < call.planes; plane++)
-      for (int64_t group = 0; group < call.groups; group++) {
-        for (int d = 0; d < call.digits; d++)
-          sums<kBits, R>(call, plane, group, row, d * call.tokens + t0, count, part + d * kBlock * R);
-        const int64_t at = (plane * call.groups + group) * call.scale_columns;
-        for (int64_t t = 0; t < count; t++)
-          for (int r = 0; r < R; r++) {
-            const int64_t column = at + (call.scale_columns > 1 ? row + r : 0);
-            float total = static_cast<float>(part[((call.digits - 1) * kBlock + t) * R + r]);
-            for (int d = call.digits - 2; d >= 0; d--)
-              total = total * 128.0f + static_cast<float>(part[(d * kBlock + t) * R + r]);
-            if (call.zero) {
-              int64_t whole = 0;
-              for (int d = call.digits - 1; d >= 0; d--)
-                whole = whole * 128 + call.sums[(group * call.digits + d) * call.tokens + t0 + t];
-              total += call.zero[column] * static_cast<float>(whole);
-            }
-            float* y = call.y + (t0 + t) * call.rows + row + r;
-            const float share = total * (call.x_scale[t0 + t] * call.scale[column]);
-            *y = plane + group ? *y + share : share;
-          }
-      }
+// Turns exact sums of one (plane, group) into their share of y, for `count` rows.
+inline void share(const Product& call, int64_t plane, int64_t group, int64_t row, int64_t count,
+                  int64_t token, const int32_t* const part[3]) {
+  const int64_t at = (plane * call.groups + group) * call.scale_columns;
+  const bool columns = call.scale_columns > 1;
+  const float x_scale = call.x_scale[token];
+  float total[kRows], scale[kRows];
+  for (int i = 0; i < kRows; i++) total[i] = static_cast<float>(part[call.digits - 1][i]);
+  for (int d = call.digits - 2; d >= 0; d--)
+    for (int i = 0; i < kRows; i++) total[i] = total[i] * 128.0f + static_cast<float>(part[d][i]);
+  if (call.zero) {
+    int64_t whole = 0;
+    for (int d = call.digits - 1; d >= 0; d--)
+      whole = whole * 128 + call.sums[(group * call.digits + d) * call.tokens + token];
+    for (int64_t i = 0; i < count; i++)
+      total[i] += call.zero[at + (columns ? row + i : 0)] * static_cast<float>(whole);
   }
+  if (columns && count == kRows)
+    std::memcpy(scale, call.scale + at + row, sizeof(scale));
+  else
+    for (int64_t i = 0; i < count; i++) scale[i] = call.scale[at + (columns ? row + i : 0)];
+  float* y = call.y + token * call.rows + row;
+  if (plane + group)
+    for (int64_t i = 0; i < count; i++) y[i] += total[i] * (x_scale * scale[i]);
+  else
+    for (int64_t i = 0; i < count; i++) y[i] = total[i] * (x_scale * scale[i]);
 }
 
+// Rows first .. last of the output, all tokens.
 template <int kBits>
-void bits_rows(const Product& call, int64_t first, int64_t last) {
-  int64_t row = first;
-  for (; row + 4 <= last; row += 4) some_rows<kBits, 4>(call, row);
-  for (; row < last; row++) some_rows<kBits, 1>(call, row);
+void bits_rows(const Product& call, int64_t begin, int64_t end) {
+  int32_t part[3][kTokens * kRows] = {};
+  for (int64_t row = begin; row < end; row += kRows) {
+    const int64_t count = std::min<int64_t>(kRows, end - row);
+    for (int64_t t0 = 0; t0 < call.tokens; t0 += kTokens) {
+      const int64_t tokens = std::min<int64_t>(kTokens, call.tokens - t0);
+      if (call.acc) {
+        sums<kBits>(call, 0, 0, row, count, t0, tokens, part[0]);
+        for (int64_t t = 0; t < tokens; t++)
+          std::memcpy(call.acc + (t0 + t) * call.rows + row, part[0] + t * kRows, count * sizeof(int32_t));
+        continue;
+      }
+      for (int64_t plane = 0; plane < call.planes; plane++)
+        for (int64_t group = 0; group < call.groups; group++) {
+          for (int d = 0; d < call.digits; d++)
+            sums<kBits>(call, plane, group, row, count, d * call.tokens + t0, tokens, part[d]);
+          for (int64_t t = 0; t < tokens; t++) {
+            const int32_t* const digits[3] = {part[0] + t * kRows, part[1] + t * kRows, part[2] + t * kRows};
+            share(call, plane, group, row, count, t0 + t, digits);
+          }
+        }
+    }
+  }
 }
 
 static void product_rows(const Product& call, int64_t first, int64_t last) {

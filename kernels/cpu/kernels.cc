@@ -154,7 +154,7 @@ static void prepare(const int8_t* x, int64_t k_size, const Product& call, int64_
 static int64_t chunk_rows(int64_t row_bytes, int64_t rows, int threads) {
   int64_t chunk = std::max<int64_t>(1, (128 << 10) / std::max<int64_t>(1, row_bytes));
   chunk = std::min(chunk, (rows + 4 * threads - 1) / (4 * threads));
-  return std::max<int64_t>(8, (chunk + 7) / 8 * 8);
+  return (std::max<int64_t>(1, chunk) + 15) / 16 * 16;
 }
 
 static void run_product(Product call, const int8_t* x, int64_t k_size, const Isa& isa, ThreadPool& pool) {
@@ -247,7 +247,9 @@ static ffi::Error Attend(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::F32> q, ffi:
   if (call.length + call.tokens > call.slots) return check(false, "ternax_attend: the cache is too short");
   const int64_t queries = call.heads / call.groups * call.tokens;
   ThreadPool pool{xla_pool, static_cast<int>(threads)};
-  parallel_for(pool, call.batch * call.groups, 1, [&](int64_t first, int64_t last) {
+  // Waking a helper costs more than attending to a short context.
+  const int64_t work = call.batch * call.heads * call.tokens * (call.length + call.tokens) * call.width;
+  parallel_for(pool, call.batch * call.groups, work < (1 << 18) ? call.batch * call.groups : 1, [&](int64_t first, int64_t last) {
     float* memory = scratch<float>(2, queries * (call.slots + 16) + call.width * 4);
     for (int64_t pair = first; pair < last; pair++) kIsas[isa].attend(call, pair, memory);
   });
