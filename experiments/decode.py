@@ -3,85 +3,313 @@
     python -m experiments.decode --config=70b
 
 Plans, measures this machine's read bandwidth, makes the packed model in place,
-compiles, warms up, then times prefill and decode. Every phase is a Record.
+compiles, warms up, then times prefill and decode. `ternax.decoding` measures; here
+are the flags, the choice of a model that fits, and the last words.
 """
 
-import contextlib
 import dataclasses
-import signal
+import functools
+import shlex
 import sys
-import threading
-import time
+import textwrap
 
 from ternax import cost, measure
-from ternax.config import ModelConfig
-from ternax.errors import BackendUnavailable, DoesNotFit, Interrupted, OutputError, UsageError
-from ternax.experiments import flags, screen
+from ternax.decoding import DecodeRun, run
+from ternax.errors import DoesNotFit, UsageError
+from ternax.experiments import flags
 from ternax.experiments.progress import progress
-from ternax.experiments.screen import row
-from ternax.record import Record, Store, open_store
+from ternax.record import Record, open_store
+from ternax.table import binary, decimal, rate, row
+from ternax.workload import Workload, prompt_bytes
 
-# A timed call of the device loop lasts about this long: long against the 1 ms a call
-# costs the host, short enough that Ctrl-C is answered and samples are many.
-_CALL_S = 0.25
-# But so many samples at least, where there are tokens enough.
-_MIN_SAMPLES = 8
-_SLOW_PREFILL_S = 5.0
-_TRITS = "random trits, 11/16 of them non-zero"
+__all__ = ["Workload", "main", "run"]
+
+WIDTH = 100
 
 
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """What is decoded.
+def decode_flags(define):
+    from ternax.nn.cache import KV_DTYPES
+    from ternax.nn.table import TABLE_FORMATS
 
-    Attributes:
-      batch: rows decoded together.
-      prompt_length: tokens of each prompt.
-      num_tokens: new tokens a row; prefill draws the first, the second warms up.
-      prompt: text, one token a byte, instead of random tokens.
-      kv_dtype, embed_dtype, head_dtype: how cache and tables are stored.
-      backend: a kernel backend by name, or None.
-      seed: of weights and prompt.
-      profile_dir: where a profile of the timed decode goes, or None.
-    """
-
-    batch: int = 1
-    prompt_length: int = 16
-    num_tokens: int = 16
-    prompt: str | None = None
-    kv_dtype: str = "bf16"
-    embed_dtype: str = "int8"
-    head_dtype: str = "int8"
-    backend: str | None = None
-    seed: int = 0
-    profile_dir: str | None = None
-
-    @property
-    def context(self) -> int:
-        return self.prompt_length + self.num_tokens
-
-    @property
-    def timed_context(self) -> float:
-        """Tokens a row holds in the middle of the timed steps."""
-        return self.prompt_length + (2 + self.num_tokens) / 2
-
-    def plan(self, config: ModelConfig, device=None) -> cost.Plan:
-        """What it needs with a model on this machine; raises UsageError where it cannot be."""
-        head = self.embed_dtype if config.tie_embeddings else self.head_dtype
-        return cost.plan(
-            config, batch=self.batch, context=self.context, prompt=self.prompt_length,
-            kv_dtype=self.kv_dtype, embed_dtype=self.embed_dtype, head_dtype=head,
-            available_bytes=cost.available_bytes(device))
-
-    def tokens(self, config: ModelConfig):
-        """int32 [B, T]: the prompt's bytes, or random tokens from the seed."""
-        import numpy as np
-
-        if self.prompt is not None:
-            text = np.frombuffer(prompt_bytes(self.prompt), np.uint8)
-            return np.tile(text.astype(np.int32), (self.batch, 1))
-        random = np.random.default_rng(self.seed)
-        shape = (self.batch, self.prompt_length)
-        return random.integers(0, config.vocab_size, shape, dtype=np.int32)
+    define.section("Decode")
+    define.string(
+        "prompt", None, "text to continue, one token a byte", default_text="random tokens"
+    )
+    define.integer("prompt_length", 16, "tokens of each random prompt", lower=1)
+    define.integer(
+        "num_tokens",
+        16,
+        "new tokens a sequence; the first comes from prefill, the second warms up",
+        lower=3,
+    )
+    define.integer("batch", 1, "sequences decoded together", lower=1)
+    define.choice("kv_dtype", "bf16", KV_DTYPES, "how the KV cache is stored")
+    define.choice("embed_dtype", "int8", TABLE_FORMATS, "how the embedding table is stored")
+    define.choice(
+        "head_dtype",
+        None,
+        TABLE_FORMATS,
+        "how the head is stored",
+        default_text="int8; tied: as embed_dtype",
+    )
+    define.string(
+        "backend", None, "kernel backend", form="NAME", default_text="fastest that can run"
+    )
+    define.boolean("plan_only", "print the plan and stop")
+    define.choice(
+        "fit",
+        "refuse",
+        ("refuse", "auto"),
+        "a model that does not fit: refuse it, or take the largest of its family that does",
+    )
 
 
+def planned(args) -> DecodeRun:
+    """The run that the flags ask for, checked and planned; nothing is allocated yet."""
+    from ternax.engine import first_layers, with_scheme
+
+    inputs_given = not args.given.isdisjoint({"inputs", "config.inputs"})
+    config = first_layers(args.config, args.layers)
+    config = with_scheme(config, args.scheme, args.inputs if inputs_given else None)
+    length = args.prompt_length
+    if args.prompt is not None:
+        length = len(prompt_bytes(args.prompt))
+        if not length:
+            raise UsageError("--prompt must hold at least one character, found ''")
+        if "prompt_length" in args.given:
+            raise UsageError("--prompt_length is for random prompts, found --prompt beside it")
+        if config.vocab_size < 256:
+            raise UsageError(
+                "--prompt needs a vocabulary of at least 256, one token a byte; "
+                f"{config.name} has {config.vocab_size}"
+            )
+    if length + args.num_tokens > config.max_context:
+        raise UsageError(
+            f"prompt and new tokens must fit {config.name}'s context of "
+            f"{config.max_context} tokens, found {length} + {args.num_tokens}"
+        )
+    head = args.head_dtype or (args.embed_dtype if config.tie_embeddings else "int8")
+    workload = Workload(
+        batch=args.batch,
+        prompt_length=length,
+        num_tokens=args.num_tokens,
+        prompt=args.prompt,
+        kv_dtype=args.kv_dtype,
+        embed_dtype=args.embed_dtype,
+        head_dtype=head,
+        backend=args.backend,
+        seed=args.seed,
+        profile_dir=args.profile_dir,
+    )
+    return DecodeRun(
+        config, workload, layers_of=args.config.num_layers, flags_text=args.command_line
+    )
+
+
+def smaller(job: DecodeRun) -> DecodeRun:
+    """The same workload on the largest model of the family that fits. DoesNotFit if none does."""
+
+    def workload_for(config):
+        if not config.tie_embeddings:
+            return job.workload
+        return dataclasses.replace(job.workload, head_dtype=job.workload.embed_dtype)
+
+    def plan_of(config):
+        config = dataclasses.replace(config, scheme=job.config.scheme, inputs=job.config.inputs)
+        return workload_for(config).plan(config, job.device)
+
+    found = cost.largest_that_fits(job.config.family, plan_of)
+    if found is None:
+        raise DoesNotFit(job.plan.refusal("no other model of its family"))
+    return DecodeRun(found.config, workload_for(found.config), flags_text=job.common["flags"])
+
+
+def decode(args) -> None:
+    """The command: plan, refuse or go on, measure, say what was found."""
+    if args.threads is not None:
+        measure.limit_threads(args.threads)
+    job, fitted = planned(args), []
+    if not job.plan.fits and args.fit == "auto":
+        wanted, job = job.plan, smaller(job)
+        fitted = [
+            row(
+                "fit",
+                f"{wanted.config.name} needs {binary(wanted.total_bytes)}, available "
+                f"{binary(wanted.available_bytes)}; {job.config.name} is the largest of its "
+                "family that fits and runs instead",
+            )
+        ]
+    if args.plan_only:
+        if args.output_dir:
+            with open_store(args.output_dir, "decode", "", "") as store:
+                job.plan_only(store)
+        show(*fitted, *job.plan.lines(job.whole))
+    if not job.plan.fits:
+        raise DoesNotFit(job.plan.refusal())
+    if args.plan_only:
+        return
+    with open_store(args.output_dir, "decode", job.config.name, job.backend) as store:
+        title = (
+            f"decode {job.config.name}, batch {job.workload.batch}, context "
+            f"{job.workload.context}, backend {job.backend}, on "
+            f"{measure.device_name(job.device)}"
+        )
+        show(row("ternax", title), *fitted, *job.plan.lines(job.whole))
+        job.measure_all(
+            store=store, progress=progress, watch=lambda record: show(*record_lines(record, job))
+        )
+    show(
+        f"wrote    {store.directory}/results.json",
+        "",
+        summary(job.records[-1], job.whole),
+        f"next: {next_command(job, args)}",
+    )
+
+
+def show(*lines: str) -> None:
+    """At once, also into a pipe: phases take minutes."""
+    for line in lines:
+        print(line, flush=True)
+
+
+def record_lines(record: Record, job: DecodeRun) -> list[str]:
+    """A phase on screen; nothing for one that was stopped before it had a sample."""
+    m, phase = record.metrics, record.phase
+    if phase == "plan" and job.bandwidth:
+        return [
+            row(
+                "bound",
+                f"{rate(m['bound_tokens_per_s'])} tokens/s at most: "
+                f"{job.bandwidth.median:.1f} GB/s read here ({job.bandwidth.method})",
+            )
+        ]
+    if phase == "create" and record.samples:
+        return [
+            row(
+                "create",
+                f"{binary(m['weight_bytes'])} of random weights, packed from birth, "
+                f"in {m['create_s']:.1f} s",
+            )
+        ]
+    if phase == "compile" and "compile_s" in m:
+        return [row("compile", f"{m['compile_s']:.1f} s")]
+    if phase == "prefill" and record.samples:
+        return [
+            row(
+                "prefill",
+                f"{rate(m['prefill_tokens_per_s'])} tokens/s; first token after "
+                f"{rate(m['ttft_ms'])} ms (prompts of {m['prompt_tokens']} tokens)",
+            )
+        ]
+    if phase != "decode" or not record.samples:
+        return []
+    part = f" through {record.layers} of {job.whole} layers" if record.layers < job.whole else ""
+    tokens = [int(token) for part in job.generated for token in part[0]]
+    lines = [
+        row(
+            "decode",
+            f"{rate(m['tokens_per_s'])} tokens/s{part}; {rate(m['tpot_ms_p50'])} ms a "
+            f"step (p50), {rate(m['tpot_ms_p99'])} (p99), {len(record.samples)} samples",
+        ),
+        row("tokens", decoded(tokens, as_text=job.workload.prompt is not None)),
+    ]
+    if "peak_memory_bytes" in m:
+        peak, planned = m["peak_memory_bytes"], m["planned_memory_bytes"]
+        lines.append(
+            row(
+                "memory",
+                f"{binary(peak)} at peak, planned {binary(planned)} "
+                f"({100 * (planned / peak - 1):+.1f} %)",
+            )
+        )
+    return lines
+
+
+def decoded(tokens: list[int], as_text: bool, most: int = 12) -> str:
+    """The first row's tokens: ids, or as text those that are bytes."""
+    if not as_text:
+        return " ".join(map(str, tokens[:most])) + (" ..." if len(tokens) > most else "")
+    text = bytes(token for token in tokens if token < 256).decode(errors="replace")
+    return f"{text[:200]!r} ({sum(t >= 256 for t in tokens)} of {len(tokens)} are not bytes)"
+
+
+def summary(record: Record, whole: int) -> str:
+    """What was found, in plain words. whole: layers of the whole model."""
+    m, subject, caution = record.metrics, f"{record.config} in {record.scheme} decodes", ""
+    if record.layers < whole:
+        part = "layer" if record.layers == 1 else f"{record.layers} layers"
+        verb = "decodes" if record.layers == 1 else "decode"
+        subject = f"The first {part} alone of {record.config} in {record.scheme} {verb}"
+        caution = f" The model has {whole} layers and is slower."
+    return textwrap.fill(
+        f"{subject} {rate(m['tokens_per_s'])} tokens/s at batch {record.batch} on this machine: "
+        f"{100 * m['share_of_bound']:.1f} % of the {rate(m['bound_tokens_per_s'])} tokens/s that "
+        f"reading {decimal(m['bytes_per_step'])} a step at {m['read_bandwidth_gb_per_s']:.1f} GB/s "
+        f"allows.{caution}",
+        WIDTH,
+    )
+
+
+def next_command(job: DecodeRun, args) -> str:
+    """What to try next: the whole model, more rows, another scheme; the first that fits."""
+    config, work = job.config, job.workload
+    without = {"output_dir", "profile_dir", "fit", "debug"}
+    if config.name != args.config.name:  # --fit=auto chose another, whole
+        without |= {"layers", *(name for name in args.given if name.startswith("config."))}
+    steps = [
+        (
+            config.num_layers < job.whole,
+            {"layers"},
+            {},
+            dataclasses.replace(config, num_layers=job.whole),
+            work,
+        ),
+        (work.batch == 1, set(), {"batch": 4}, config, dataclasses.replace(work, batch=4)),
+        (
+            config.scheme != "int8",
+            {"config.scheme"},
+            {"scheme": "int8"},
+            dataclasses.replace(config, scheme="int8"),
+            work,
+        ),
+    ]
+    for applies, dropped, changed, model, workload in steps:
+        if applies and workload.plan(model, job.device).fits:
+            return command(args, without | dropped, config=config.name.partition("(")[0], **changed)
+    return "python -m experiments.doctor"
+
+
+def command(args, without: set[str], **changed) -> str:
+    """The command line again, some flags left out and some changed or added."""
+    values = {
+        name: functools.reduce(getattr, name.split("."), args)
+        for name in sorted(args.given - {"config"})
+    }
+    words = ["python", "-m", "experiments.decode"]
+    for name, value in (changed | values | changed).items():
+        if name not in without:
+            off = "no" if value is False else ""
+            words.append(f"--{off}{name}" if isinstance(value, bool) else f"--{name}={value}")
+    return shlex.join(words)
+
+
+COMMAND = flags.Command(
+    name="decode",
+    summary="Decodes with a packed model and sets every number beside its bound.",
+    groups=(flags.model_flags, decode_flags, flags.run_flags),
+    examples=(
+        ("--config=70b", "all 80 layers of the Llama-3 70B shape, random weights"),
+        ("--config=8b --layers=4 --batch=4", "the first 4 layers of 8b, 4 sequences"),
+        ("--config=2b4t --scheme=int4,group_size=64", "BitNet's shape under another scheme"),
+    ),
+    default_config="1b",
+    count_parameters=lambda config: cost.count_parameters(config)[0],
+)
+
+
+def main(argv=None) -> int:
+    return COMMAND.run(decode, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from . import reference
 from .backends import BACKENDS, BackendError, choose
@@ -25,16 +26,24 @@ def to_digits(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Splits float activations into exact int8 digits.
 
     x: float [M, K] -> (digits int8 [3, M, K], scale f32 [M, 1]) with
-    x ~ (d0 + 128 d1 + 16384 d2) * scale. Rounding is to 22 bits of the row's absolute
-    maximum: |error| <= max|x| * 2^-21 an element (half a step, and what f32 adds to it).
+    x ~ (d0 + 128 d1 + 16384 d2) * scale. The scale is a power of two, so that scaling is
+    exact and every platform makes the same digits: x is rounded, half to even, to 21 or
+    22 bits of the row's maximum, |error| <= max|x| * 2^-20.98 an element.
     """
     x = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), 1e-30) / DIGIT_LIMIT
-    v = jnp.clip(jnp.round(x / scale), -DIGIT_LIMIT, DIGIT_LIMIT).astype(jnp.int32)
+    peak = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), 1e-30)
+    # peak lies in [2^(exponent - 1), 2^exponent); scaled by 2^shift it stays within the limit.
+    bits = lax.bitcast_convert_type(peak, jnp.int32)
+    exponent = (bits >> 23) - 126
+    mantissa = lax.bitcast_convert_type((bits & 0x7FFFFF) | (148 << 23), jnp.float32)  # 2^21 m
+    shift = jnp.where(mantissa > 2 * DIGIT_LIMIT, 20, 21) - exponent
+    up = lax.bitcast_convert_type((127 + shift) << 23, jnp.float32)
+    v = jnp.round(x * up).astype(jnp.int32)
     d0 = ((v + DIGIT_BASE // 2) & (DIGIT_BASE - 1)) - DIGIT_BASE // 2
     v = (v - d0) // DIGIT_BASE
     d1 = ((v + DIGIT_BASE // 2) & (DIGIT_BASE - 1)) - DIGIT_BASE // 2
     d2 = (v - d1) // DIGIT_BASE
+    scale = lax.bitcast_convert_type((127 - shift) << 23, jnp.float32)
     return jnp.stack([d0, d1, d2]).astype(jnp.int8), scale
 
 

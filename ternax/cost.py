@@ -13,8 +13,9 @@ from flax import nnx
 
 from ternax import measure
 from ternax.config import ModelConfig
-from ternax.edit import check_table_dtypes
+from ternax.edit import check_table_dtypes, pack_model
 from ternax.errors import UsageError
+from ternax.models import MODELS
 from ternax.nn.cache import KV_DTYPES, init_cache
 from ternax.nn.linear import PackedLinear, QuantLinear
 from ternax.nn.table import PackedTable
@@ -22,8 +23,9 @@ from ternax.random_weights import abstract_model
 from ternax.table import binary, decimal, row
 
 # What a process that has imported jax, traced, compiled and run the CPU backend holds
-# beside its arrays: measured 0.60 GiB with 70b and 80 layers, 0.50 with 8b.
-RUNTIME_BYTES = int(0.6 * 2**30)
+# beside its arrays: measured 0.40 to 0.44 GiB with 1b, 2b4t and 8 layers of 8b on jax
+# 0.10.2, 0.36 to 0.38 on 0.11.2.
+RUNTIME_BYTES = int(0.42 * 2**30)
 
 # Left free when deciding whether a plan fits: page cache, other processes' growth.
 MARGIN_BYTES = 256 << 20
@@ -109,34 +111,42 @@ class Plan:
         """The plan for a screen. whole: layers of the whole model, if these are fewer."""
         config, layers = self.config, ""
         if whole and config.num_layers < whole:
-            layers = f", the first {config.num_layers} of its {whole} layers"
+            layers = f", first {config.num_layers} of {whole} layers"
+        # The runtime alone is half a GiB, beside which a small model would vanish.
+        unit, size = ("GiB", 2**30) if self.weight_bytes > 2**27 else ("MiB", 2**20)
+        parts = [f"{part} {n / size:.2f}" for part, n in self.bytes.items() if n >= size / 200]
         free = "unknown" if self.available_bytes is None else binary(self.available_bytes)
         return [
-            row("plan", f"{config.name}{layers}: {self.parameters:,} parameters, "
-                f"{self.ternary_parameters:,} in {config.scheme} at {self.bits_per_weight:.3g} bits"),
-            row("", " + ".join(self._parts())),
-            row("", f"= {binary(self.total_bytes)}; available {free}: "
-                f"{'fits' if self.fits else 'DOES NOT FIT'}"),
-            row("", f"a decode step reads {decimal(self.bytes_per_step)} (batch {self.batch}, "
-                f"context {self.context})"),
+            row(
+                "plan",
+                f"{config.name}{layers}: {self.parameters:,} parameters, "
+                f"{self.ternary_parameters:,} in {config.scheme} at {self.bits_per_weight:.3g} "
+                "bits",
+            ),
+            row("", f"{' + '.join(parts)} = {self.total_bytes / size:.2f} {unit}"),
+            row("", f"available {free}: {'fits' if self.fits else 'DOES NOT FIT'}"),
+            row(
+                "",
+                f"a decode step reads {decimal(self.bytes_per_step)} (batch {self.batch}, context "
+                f"{self.context})",
+            ),
         ]
 
     def refusal(self, last: str = "--fit=auto (the largest model of its family that fits)") -> str:
         """One line: the need by part, what there is, and flags with which it would fit."""
-        ways = [last]
-        if self.batch_that_fits:
-            ways.insert(0, f"--batch={self.batch_that_fits}")
+        parts = [
+            f"{part} {binary(n)}" for part, n in self.bytes.items() if n >= self.total_bytes / 50
+        ]
+        ways = []
         if self.layers_that_fit:
-            ways.insert(0, f"--layers={self.layers_that_fit} (part of the model)")
-        return (f"{self.config.name} does not fit: it needs "
-                f"{binary(self.total_bytes + MARGIN_BYTES)} ({', '.join(self._parts(0.02))}, margin "
-                f"{binary(MARGIN_BYTES)}), available {binary(self.available_bytes or 0)}; "
-                f"would fit: {', '.join(ways)}")
-
-    def _parts(self, least: float = 0.0) -> list[str]:
-        """"projections 15.94 GiB", ... without those under a share of the whole, or empty."""
-        return [f"{name} {binary(size)}" for name, size in self.bytes.items()
-                if size and size >= least * self.total_bytes]
+            ways.append(f"--layers={self.layers_that_fit} (part of the model)")
+        if self.batch_that_fits:
+            ways.append(f"--batch={self.batch_that_fits}")
+        return (
+            f"{self.config.name} does not fit: it needs {binary(self.total_bytes + MARGIN_BYTES)} "
+            f"({', '.join(parts)}, margin {binary(MARGIN_BYTES)}), available "
+            f"{binary(self.available_bytes or 0)}; would fit: {', '.join([*ways, last])}"
+        )
 
     @property
     def _excess_bytes(self) -> int:
@@ -182,8 +192,16 @@ def plan(
             f"for {config.name}, found {batch} and {context}"
         )
     check_table_dtypes(config, embed_dtype, head_dtype)
-    parameters, ternary = count_parameters(config)
-    model = abstract_model(config, embed_dtype=embed_dtype, head_dtype=head_dtype)
+    counted = []
+
+    def build():
+        model = MODELS[config.family](config, rngs=nnx.Rngs(0))
+        counted.append(_count(model))
+        return pack_model(model, embed_dtype=embed_dtype, head_dtype=head_dtype)
+
+    # One trace for both: planning every named model takes a second or two.
+    model = nnx.eval_shape(build)
+    parameters, ternary = counted[0]
     cache = jax.eval_shape(lambda: init_cache(config, batch, context, kv_dtype))
     parts = _resident(model)
     parts["cache"] = _nbytes(cache)
@@ -238,7 +256,10 @@ def largest_that_fits(family: str, plan_of: Callable[[ModelConfig], Plan]) -> Pl
 
 def count_parameters(config: ModelConfig) -> tuple[int, int]:
     """(all parameters, those of the projections), on the abstract float model."""
-    model = abstract_model(config, packed=False)
+    return _count(abstract_model(config, packed=False))
+
+
+def _count(model) -> tuple[int, int]:
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     kernels = [node.kernel for _, node in nnx.iter_modules(model) if isinstance(node, QuantLinear)]
     return total, sum(math.prod(kernel.shape) for kernel in kernels)

@@ -4,6 +4,7 @@ Knows no flags; `experiments.decode` is its command line.
 """
 
 import contextlib
+import functools
 import os
 import time
 
@@ -63,6 +64,7 @@ class DecodeRun:
       config, workload: the model that runs and what it does.
       whole: layers of the whole model.
       device: the JAX device that runs.
+      backend: the name of the kernel backend that runs.
       common: fields that all records share.
       plan: what the run needs.
       bandwidth: measured in the plan phase, before anything is allocated.
@@ -87,7 +89,6 @@ class DecodeRun:
             config=config.name,
             scheme=config.scheme,
             inputs=config.inputs,
-            backend=backend_name(workload.backend, self.device),
             device=measure.device_name(self.device),
             layers=config.num_layers,
             batch=workload.batch,
@@ -95,7 +96,11 @@ class DecodeRun:
             seed=workload.seed,
             flags=flags_text,
         )
+        if workload.backend is not None:
+            backend_name(workload.backend, self.device)  # now, if it cannot run
         self.plan = workload.plan(config, self.device)
+        if workload.profile_dir and self.plan.fits:
+            _check_directory("profile_dir", workload.profile_dir)
         self.bandwidth: measure.Bandwidth | None = None
         self.records: list[Record] = []
         self.generated: list = []
@@ -114,8 +119,6 @@ class DecodeRun:
         """All phases; see `run`."""
         if not self.plan.fits:
             raise DoesNotFit(self.plan.refusal())
-        if self.workload.profile_dir:
-            _check_directory("profile_dir", self.workload.profile_dir)
         self._store, self._watch, self._progress = store, watch, progress
         with Stop() as self._stop:
             for phase in _PHASES:
@@ -133,9 +136,14 @@ class DecodeRun:
                     )
         return self.records
 
+    @functools.cached_property
+    def backend(self) -> str:
+        """The kernel backend that runs. Its first use here may build it, which a plan need not."""
+        return backend_name(self.workload.backend, self.device)
+
     def plan_only(self, store: Store) -> None:
         """The plan's Record and no more."""
-        self._store = store
+        self._store, self.backend = store, self.workload.backend or ""
         self._keep_plan(stopped=False)
 
     def _keep(self, phase, metrics, stopped, notes=(), *, unit="s", kind="measured"):
@@ -149,6 +157,7 @@ class DecodeRun:
             sample_unit=unit,
             metrics=metrics,
             incomplete=stopped,
+            backend=self.backend,
             note="; ".join(notes),
             **self.common,
         )

@@ -200,9 +200,10 @@ def generate(
     Returns:
       int32 [B, T + n]: each row its prompt, what was generated, then `pad_id`.
     """
-    tokens = np.asarray(tokens, np.int32)
+    tokens = np.asarray(tokens)
     sampling = Sampling(temperature, top_k, top_p)
     lengths = check_prompts(model.config, tokens, lengths, max_new_tokens)
+    tokens = tokens.astype(np.int32)
     out = np.full((tokens.shape[0], tokens.shape[1] + max_new_tokens), pad_id, np.int32)
     for row, length in enumerate(lengths):
         out[row, :length] = tokens[row, :length]
@@ -264,12 +265,15 @@ def check_prompts(
         raise UsageError(
             f"tokens must be [batch, length] with both at least 1, found {tokens.shape}"
         )
+    if tokens.dtype.kind not in "iu":
+        raise UsageError(f"tokens must be integers, found {tokens.dtype}")
     if tokens.min() < 0 or tokens.max() >= config.vocab_size:
         raise UsageError(
             f"tokens must lie in [0, {config.vocab_size}), found {tokens.min()} .. {tokens.max()}"
         )
     lengths = np.full(tokens.shape[0], tokens.shape[1]) if lengths is None else np.asarray(lengths)
-    if lengths.shape != tokens.shape[:1] or lengths.min() < 1 or lengths.max() > tokens.shape[1]:
+    fits = lengths.shape == tokens.shape[:1] and lengths.dtype.kind in "iu"
+    if not fits or lengths.min() < 1 or lengths.max() > tokens.shape[1]:
         raise UsageError(
             f"lengths must be {tokens.shape[0]} values between 1 and {tokens.shape[1]}, "
             f"found {lengths.tolist()}"

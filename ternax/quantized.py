@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from ternax.kernels.packing import FLOAT_FORMATS, FORMATS, Packed, bits_to_float, pack
+from ternax.kernels.packing import BLOCK, FLOAT_FORMATS, FORMATS, Packed, bits_to_float, pack
 
 
 @jax.tree_util.register_dataclass
@@ -81,6 +81,15 @@ def check(quantized: Quantized) -> None:
             raise ValueError(f"{name} must be [{planes}, G, 1 or {n}], found {leaf.shape}")
         if k_size % leaf.shape[1]:
             raise ValueError(f"{name} has {leaf.shape[1]} groups, which do not divide K = {k_size}")
+        if leaf.shape[1] > 1 and k_size // leaf.shape[1] % BLOCK:
+            raise ValueError(
+                f"{name} has groups of {k_size // leaf.shape[1]} along K, which must be "
+                f"multiples of {BLOCK}"
+            )
+        if leaf.shape != quantized.scale.shape:
+            raise ValueError(
+                f"{name} must be shaped like scale {quantized.scale.shape}, found {leaf.shape}"
+            )
         if not bool(jnp.isfinite(leaf).all()):
             raise ValueError(f"{name} holds a value that is not finite")
     if quantized.format in FORMATS:

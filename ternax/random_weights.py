@@ -135,9 +135,13 @@ def _plane_keys(key, planes: int, layers: int | None):
     jax.jit, static_argnames=("shape", "k_size", "widths", "format", "gain", "squeeze")
 )
 def _random_data(keys, *, shape, k_size, widths, format, gain, squeeze):
-    """keys: uint32 [parts, L, P, 2] -> data `shape` [L, P, N, row], each part from its own keys."""
+    """keys: uint32 [parts, L, P, 2] -> data `shape` [L, P, N, row], each part from its own keys.
+
+    squeeze: L is 1 and left out of the result.
+    """
     layers, planes, _, row = shape
-    data = jnp.zeros(shape, FLOAT_FORMATS.get(format, jnp.uint8))
+    # In the shape it is returned in: XLA would copy a squeezed result, a whole head.
+    data = jnp.zeros(shape[squeeze:], FLOAT_FORMATS.get(format, jnp.uint8))
     first = 0
     for part, width in enumerate(widths):
         rows = max(1, min(width, _CHUNK_BYTES // row))
@@ -157,7 +161,8 @@ def _random_data(keys, *, shape, k_size, widths, format, gain, squeeze):
             if format not in FLOAT_FORMATS:
                 block = lax.bitcast_convert_type(block, jnp.uint8).reshape(rows, row)
             at = (i // (planes * chunks), i // chunks % planes, first + start(i), 0)
-            return lax.dynamic_update_slice(data, block[None, None], at)
+            block = lax.expand_dims(block, range(data.ndim - 2))
+            return lax.dynamic_update_slice(data, block, at[squeeze:])
 
         def body(i, carry, draw=draw, store=store):
             data, block = carry
@@ -168,7 +173,7 @@ def _random_data(keys, *, shape, k_size, widths, format, gain, squeeze):
         data, block = lax.fori_loop(1, steps, body, (data, draw(0)))
         data = store(data, block, steps - 1)
         first += width
-    return data[0] if squeeze else data
+    return data
 
 
 def _random_rows(key, start, rows: int, row: int, format: str, gain: float):

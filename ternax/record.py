@@ -53,7 +53,7 @@ METRICS: dict[str, Metric] = {
     "gflops_per_s": Metric("1e9 FLOP/s", "two operations for each multiply-add"),
     "gb_per_s": Metric("1e9 bytes/s", "bytes that had to move, over the time it took"),
     # Memory.
-    "peak_memory_bytes": Metric("bytes", "most memory resident at any time in this phase"),
+    "peak_memory_bytes": Metric("bytes", "most memory resident up to the end of this phase"),
     "planned_memory_bytes": Metric("bytes", "what the plan said before anything was allocated"),
     "available_memory_bytes": Metric("bytes", "free for this process before it began"),
     "weight_bytes": Metric("bytes", "packed projections, scales, norms, embedding and head"),
@@ -291,7 +291,7 @@ class Store:
                     while line:
                         line = line[file.write(line) :]
                     os.fsync(file.fileno())
-                except OSError:
+                except BaseException:  # Ctrl-C too: half a line would spoil the next
                     os.ftruncate(file.fileno(), start)
                     raise
         except OSError as error:
@@ -317,7 +317,7 @@ class Store:
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(draft, target)
-            except OSError:
+            except BaseException:
                 draft.unlink(missing_ok=True)
                 raise
         except OSError as error:

@@ -1,6 +1,7 @@
 """How the next token is drawn: greedy, temperature, top-k, top-p."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,8 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise UsageError(f"temperature must be 0 or more, found {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature must be finite, 0 or more, found {self.temperature}")
         if self.top_k < 0:
             raise UsageError(f"top_k must be 0 or more, found {self.top_k}")
         if not 0 < self.top_p <= 1:

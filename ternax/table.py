@@ -161,8 +161,9 @@ def report(records) -> str:
 
 def row(label: str, text: str, width: int = 100) -> str:
     """`text` behind a label, wrapped into a column of its own."""
-    return textwrap.fill(text, width, initial_indent=f"{label:9}", subsequent_indent=" " * 9,
-                         break_on_hyphens=False)
+    return textwrap.fill(
+        text, width, initial_indent=f"{label:9}", subsequent_indent=" " * 9, break_on_hyphens=False
+    )
 
 
 def rate(number: float) -> str:

@@ -61,8 +61,13 @@ def test_arithmetic(name):
     config = configs.get_config(name)
     scaling = config.rope_scaling
     assert ARITHMETIC[name] == (
-        config.rope_theta, scaling and scaling.factor, config.norm_eps, config.activation,
-        config.tie_embeddings, config.max_context)
+        config.rope_theta,
+        scaling and scaling.factor,
+        config.norm_eps,
+        config.activation,
+        config.tie_embeddings,
+        config.max_context,
+    )
     if scaling:
         rest = dataclasses.replace(scaling, factor=1.0)
         assert dataclasses.astuple(rest) == (1.0, 1.0, 4.0, 8192)
@@ -86,8 +91,9 @@ def test_alias():
     assert set(configs.ALIASES.values()) <= set(configs.CONFIGS)
 
 
-@pytest.mark.parametrize("wrong, near", [("70B", "70b"), ("bitnet2b4t", "bitnet-2b4t"),
-                                         ("tiny-lama", "tiny-llama")])
+@pytest.mark.parametrize(
+    "wrong, near", [("70B", "70b"), ("bitnet2b4t", "bitnet-2b4t"), ("tiny-lama", "tiny-llama")]
+)
 def test_unknown_name_is_told_the_nearest(wrong, near):
     with pytest.raises(UsageError, match=rf"no model is named '{wrong}'; nearest: {near}\b"):
         configs.get_config(wrong)

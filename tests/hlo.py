@@ -18,9 +18,6 @@ import re
 # What weights and caches are stored as; f32 is among them only for caches that ask for it.
 STORED = ("u8", "s8", "u16", "bf16")
 
-_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2,
-          "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
-
 # Opcodes that move bytes and compute nothing -> which operands hold the moved bytes.
 _MOVES = {
     "all-gather": (0,),
@@ -39,8 +36,13 @@ _MOVES = {
     "transpose": (0,),
 }
 # Opcodes that only name bytes again.
-_NAMES = {"bitcast": (0,), "bitcast-convert": (0,), "reshape": (0,), "get-tuple-element": (0,),
-          "optimization-barrier": (0,)}  # fmt: skip
+_NAMES = {
+    "bitcast": (0,),
+    "bitcast-convert": (0,),
+    "reshape": (0,),
+    "get-tuple-element": (0,),
+    "optimization-barrier": (0,),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +60,6 @@ class Instruction:
     operands: tuple[str, ...]
     attributes: str
     is_root: bool
-
-    @property
-    def bytes(self) -> float:
-        return max((size for _, size in self.arrays), default=0)
 
     def calls(self) -> str | None:
         """The body of a fusion."""
@@ -101,13 +99,19 @@ def _instruction(computation: str, line: str) -> Instruction | None:
     opcode, _, _ = rest.partition("(")
     close = _closing(rest, len(opcode))
     arrays = tuple(
-        (dtype, _BYTES.get(dtype, 1) * _count(dims))
+        (dtype, _element_bytes(dtype) * _count(dims))
         for dtype, dims in re.findall(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\]", result)
     )
     operands = tuple(re.findall(r"%([\w.\-]+)", rest[len(opcode) : close]))
     return Instruction(
         computation, head[2], opcode, arrays, operands, rest[close + 1 :], bool(head[1])
     )
+
+
+def _element_bytes(dtype: str) -> float:
+    """By the number in its name: u8, bf16, f8e4m3fn; pred has none."""
+    bits = re.search(r"\d+", dtype)
+    return int(bits[0]) / 8 if bits else 1
 
 
 def _count(dims: str) -> int:
@@ -148,15 +152,13 @@ def copies(compiled, min_bytes: int, dtypes: tuple[str, ...] = STORED) -> list[C
     computations = parse(compiled if isinstance(compiled, str) else compiled.as_text())
     instructions = [i for body in computations.values() for i in body.values()]
     inside = {i.calls() for i in instructions}
-    found = []
-    for instruction in instructions:
-        if instruction.computation in inside:
-            continue
-        for dtype, size in _moved(computations, instruction):
-            if dtype in dtypes and size >= min_bytes:
-                found.append(Copy(instruction.computation, instruction.name, instruction.opcode,
-                                  dtype, int(size)))  # fmt: skip
-    return found
+    return [
+        Copy(i.computation, i.name, i.opcode, dtype, int(size))
+        for i in instructions
+        if i.computation not in inside
+        for dtype, size in _moved(computations, i)
+        if dtype in dtypes and size >= min_bytes
+    ]
 
 
 def temp_bytes(compiled) -> int:
@@ -173,7 +175,9 @@ def _moved(computations, instruction: Instruction):
         return []
     root = next(i for i in body.values() if i.is_root)
     results = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    return [_written(body, _unnamed(body, r)) for r in results if _only_moves(computations, body, r)]
+    return [
+        _written(body, _unnamed(body, r)) for r in results if _only_moves(computations, body, r)
+    ]
 
 
 def _unnamed(body, instruction: Instruction) -> Instruction:

@@ -29,7 +29,9 @@ def signed(w):
 
 def scanned(x, stack):
     """The mistake this module is for: a stack scanned over, so that each layer is sliced out."""
-    return lax.scan(lambda y, w: (y + dot(x, signed(w)), None), jnp.zeros((4, ROWS), jnp.int32), stack)[0]
+    return lax.scan(
+        lambda y, w: (y + dot(x, signed(w)), None), jnp.zeros((4, ROWS), jnp.int32), stack
+    )[0]
 
 
 def looped_update(cache):
@@ -45,7 +47,10 @@ def looped_update(cache):
 
 COPIES = {
     "scan over layers": (scanned, (X, STACK)),
-    "one layer taken": (lambda x, w, i: dot(x, signed(lax.dynamic_index_in_dim(w, i, 0, False))), (X, STACK, INDEX)),
+    "one layer taken": (
+        lambda x, w, i: dot(x, signed(lax.dynamic_index_in_dim(w, i, 0, False))),
+        (X, STACK, INDEX),
+    ),
     "a fixed layer returned": (lambda w: w[1], (STACK,)),
     "transposed": (lambda w: jnp.swapaxes(w, 1, 2), (STACK,)),
     "gathered rows": (lambda w: w.reshape(-1, WIDTH)[jnp.arange(ROWS) * 3], (STACK,)),
@@ -53,15 +58,18 @@ COPIES = {
     "padded": (lambda w: jnp.pad(w, ((0, 0), (0, 0), (0, 16))), (STACK,)),
     "chosen between": (lambda w, i: jnp.where(i > 0, w[0], w[1]), (STACK, INDEX)),
     "written into another buffer": (
-        lambda w, to: lax.dynamic_update_slice(to, w[:1], (1, 0, 0)), (STACK, STACK)),
+        lambda w, to: lax.dynamic_update_slice(to, w[:1], (1, 0, 0)),
+        (STACK, STACK),
+    ),
     "update of an argument not donated": (lambda w: w.at[1, 2].set(jnp.uint8(7)), (STACK,)),
     "read after the write": (looped_update, (STACK,)),
     "inside a branch": (
         lambda w, i: lax.cond(i > 0, lambda: w[2], lambda: jnp.zeros((ROWS, WIDTH), jnp.uint8)),
-        (STACK, INDEX)),
+        (STACK, INDEX),
+    ),
     "bits as another dtype": (lambda w: lax.bitcast_convert_type(w[1], jnp.int8), (STACK,)),
     "beside a sum of the same bytes": (lambda w: (w[1], w[1].astype(jnp.int32).sum()), (STACK,)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", COPIES)
@@ -81,10 +89,12 @@ CLEAN = {
     "converted as it is read": (lambda w, i: w[i].astype(jnp.float32), (STACK, INDEX), {}),
     "updated in place": (
         lambda w, i: lax.dynamic_update_slice(w, jnp.ones((1, 1, WIDTH), jnp.uint8), (i, 0, 0)),
-        (STACK, INDEX), {"donate_argnums": 0}),
+        (STACK, INDEX),
+        {"donate_argnums": 0},
+    ),
     "filled": (lambda i: jnp.full((ROWS, WIDTH), i.astype(jnp.uint8)), (INDEX,), {}),
     "reduced": (lambda w: w.astype(jnp.int32).sum(), (STACK,), {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CLEAN)

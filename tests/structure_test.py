@@ -13,8 +13,15 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Bottom first. A line may import from lines above it; entries of one line do not import
 # each other, modules of one package do. A new module needs a place here.
 LAYERS = (
-    ("ternax.kernels", "ternax.errors", "ternax.machine", "ternax.provenance", "ternax.table"),
-    ("ternax.config", "ternax.measure", "ternax.record"),
+    (
+        "ternax.kernels",
+        "ternax.errors",
+        "ternax.interrupt",
+        "ternax.machine",
+        "ternax.provenance",
+        "ternax.table",
+    ),
+    ("ternax.config", "ternax.measure", "ternax.record", "ternax.sampling"),
     ("ternax.configs",),
     ("ternax.quantized",),
     ("ternax.quant",),
@@ -23,20 +30,34 @@ LAYERS = (
     ("ternax.edit",),
     ("ternax.random_weights",),
     ("ternax.engine", "ternax.cost"),
+    ("ternax.workload",),
+    ("ternax.decoding",),
     ("ternax.experiments",),
 )
 RANK = {entry: rank for rank, entries in enumerate(LAYERS) for entry in entries}
 
 # All that the ground floor may know.
-KERNELS_IMPORT = {"jax", "numpy", *sys.stdlib_module_names}
+KERNELS_IMPORT = {"jax", "jaxlib", "numpy", *sys.stdlib_module_names}
 # Folders beside ternax: imported as ternax.kernels, ..., or one file is loaded twice.
 BESIDE = ("kernels", "configs", "experiments")
 # What experiments share; apart from these, each stands alone.
-SHARED_BY_EXPERIMENTS = {"ternax.experiments.flags", "ternax.experiments.config_flag",
-                         "ternax.experiments.progress"}
+SHARED_BY_EXPERIMENTS = {
+    "ternax.experiments.flags",
+    "ternax.experiments.config_flag",
+    "ternax.experiments.progress",
+}
 # They run code from data, or weigh more than everything here together.
-BANNED_IMPORTS = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib",
-                  "torch", "tensorflow"}
+BANNED_IMPORTS = {
+    "pickle",
+    "cPickle",
+    "cloudpickle",
+    "dill",
+    "marshal",
+    "shelve",
+    "joblib",
+    "torch",
+    "tensorflow",
+}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}
 BANNED_KEYWORDS = {"allow_pickle", "shell"}  # set to anything but False
 MAX_LINES = 400
@@ -71,7 +92,7 @@ def imports(module: str, source: str, modules) -> list[tuple[int, str]]:
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            up = module.split(".")[:len(module.split(".")) - node.level + is_package]
+            up = module.split(".")[: len(module.split(".")) - node.level + is_package]
             base = ".".join([*(up if node.level else []), *([node.module] if node.module else [])])
             full = [f"{base}.{alias.name}" for alias in node.names]
             found += [(node.lineno, name if name in modules else base) for name in full]
@@ -93,18 +114,31 @@ def direction_problems(module: str, source: str, modules) -> list[tuple[int, str
             continue  # not ours, or without a layer, which another test reports
         elif mine == theirs == "ternax.experiments":
             if name not in SHARED_BY_EXPERIMENTS:
-                problems.append((line, f"experiments do not import each other: move what {name} "
-                                       "shares down into ternax"))
+                problems.append(
+                    (
+                        line,
+                        f"experiments do not import each other: move what {name} "
+                        "shares down into ternax",
+                    )
+                )
         elif mine != theirs and RANK[theirs] >= RANK[mine]:
-            problems.append((line, f"{mine} may not import {name}: move what it needs below "
-                                   "both, or the importer up (LAYERS in tests/structure_test.py)"))
+            problems.append(
+                (
+                    line,
+                    f"{mine} may not import {name}: move what it needs below "
+                    "both, or the importer up (LAYERS in tests/structure_test.py)",
+                )
+            )
     return problems
 
 
 def banned(source: str) -> list[tuple[int, str]]:
     """(line, what is banned) of one module."""
-    found = [(line, f"import {name}") for line, name in imports("", source, ())
-             if name.partition(".")[0] in BANNED_IMPORTS]
+    found = [
+        (line, f"import {name}")
+        for line, name in imports("", source, ())
+        if name.partition(".")[0] in BANNED_IMPORTS
+    ]
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
@@ -119,8 +153,11 @@ def banned(source: str) -> list[tuple[int, str]]:
 
 def told(problems: dict[str, list[tuple[int, str]]]) -> list[str]:
     """file:line: problem."""
-    return [f"{FILES[module].relative_to(ROOT)}:{line}: {text}"
-            for module, lines in problems.items() for line, text in lines]
+    return [
+        f"{FILES[module].relative_to(ROOT)}:{line}: {text}"
+        for module, lines in problems.items()
+        for line, text in lines
+    ]
 
 
 SOURCES = {module: path.read_text() for module, path in FILES.items()}
@@ -130,8 +167,11 @@ SOURCES = {module: path.read_text() for module, path in FILES.items()}
 
 
 def test_every_module_has_a_layer():
-    lost = [f"{path.relative_to(ROOT)}: give {module} a line in LAYERS of tests/structure_test.py"
-            for module, path in FILES.items() if module != "ternax" and entry_of(module) is None]
+    lost = [
+        f"{path.relative_to(ROOT)}: give {module} a line in LAYERS of tests/structure_test.py"
+        for module, path in FILES.items()
+        if module != "ternax" and entry_of(module) is None
+    ]
     assert lost == []
 
 
@@ -147,8 +187,11 @@ def test_imports_go_downward():
 
 def test_no_module_imports_itself_in_a_circle():
     """Within a package as well, where LAYERS say nothing."""
-    graph = {m: {name for _, name in imports(m, source, FILES) if name in FILES and name != m}
-             for m, source in SOURCES.items() if m != "ternax"}
+    graph = {
+        m: {name for _, name in imports(m, source, FILES) if name in FILES and name != m}
+        for m, source in SOURCES.items()
+        if m != "ternax"
+    }
     for names in graph.values():
         names.discard("ternax")
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
@@ -159,72 +202,105 @@ def test_nothing_runs_code_from_data():
 
 
 def test_files_stay_readable():
-    long = [f"{FILES[module].relative_to(ROOT)}: {lines} lines, at most {MAX_LINES}: which two "
-            "ideas does it hold?" for module, source in SOURCES.items()
-            if (lines := len(source.splitlines())) > MAX_LINES]
+    long = [
+        f"{FILES[module].relative_to(ROOT)}: {lines} lines, at most {MAX_LINES}: which two "
+        "ideas does it hold?"
+        for module, source in SOURCES.items()
+        if (lines := len(source.splitlines())) > MAX_LINES
+    ]
     assert long == []
 
 
-@pytest.mark.parametrize("names", ["ternax", "ternax, ternax.errors, ternax.config, ternax.configs"])
+@pytest.mark.parametrize(
+    "names", ["ternax", "ternax, ternax.errors, ternax.config, ternax.configs"]
+)
 def test_import_is_light(names):
     """--help and refusals answer at once; jax alone takes half a second."""
     heavy = "jax", "jaxlib", "flax", "numpy", "optax", "orbax", "ml_collections"
     code = f"import sys, {names}\nprint([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 # --- The checks themselves can fail --------------------------------------------------------
 
-MODULES = {"ternax", "ternax.errors", "ternax.nn", "ternax.nn.rope", "ternax.nn.cache",
-           "ternax.engine", "ternax.kernels", "ternax.kernels.packing", "ternax.experiments",
-           "ternax.experiments.flags", "ternax.experiments.decode", "ternax.configs"}
+MODULES = {
+    "ternax",
+    "ternax.errors",
+    "ternax.nn",
+    "ternax.nn.rope",
+    "ternax.nn.cache",
+    "ternax.engine",
+    "ternax.kernels",
+    "ternax.kernels.packing",
+    "ternax.experiments",
+    "ternax.experiments.flags",
+    "ternax.experiments.decode",
+    "ternax.configs",
+}
 
 
-@pytest.mark.parametrize("module, source", [
-    ("ternax.nn.rope", "from ternax.engine import generate"),
-    ("ternax.nn.rope", "import ternax.engine"),
-    ("ternax.nn.rope", "def f():\n    from ternax import engine"),
-    ("ternax.nn.rope", "from .. import engine"),
-    ("ternax.nn", "from ..engine import generate"),
-    ("ternax.errors", "from ternax.table import report"),
-    ("ternax.nn.rope", "from kernels.packing import pack"),
-    ("ternax.nn.rope", "import configs"),
-    ("ternax.engine", "from ternax.experiments import flags"),
-    ("ternax.kernels.packing", "from ternax.errors import UsageError"),
-    ("ternax.kernels.packing", "from ..errors import UsageError"),
-    ("ternax.kernels.packing", "import flax"),
-    ("ternax.kernels.packing", "import ternax"),
-    ("ternax.experiments.flags", "from ternax.experiments import decode"),
-    ("ternax.experiments.flags", "from . import decode"),
-])
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("ternax.nn.rope", "from ternax.engine import generate"),
+        ("ternax.nn.rope", "import ternax.engine"),
+        ("ternax.nn.rope", "def f():\n    from ternax import engine"),
+        ("ternax.nn.rope", "from .. import engine"),
+        ("ternax.nn", "from ..engine import generate"),
+        ("ternax.errors", "from ternax.table import report"),
+        ("ternax.nn.rope", "from kernels.packing import pack"),
+        ("ternax.nn.rope", "import configs"),
+        ("ternax.engine", "from ternax.experiments import flags"),
+        ("ternax.kernels.packing", "from ternax.errors import UsageError"),
+        ("ternax.kernels.packing", "from ..errors import UsageError"),
+        ("ternax.kernels.packing", "import flax"),
+        ("ternax.kernels.packing", "import ternax"),
+        ("ternax.experiments.flags", "from ternax.experiments import decode"),
+        ("ternax.experiments.flags", "from . import decode"),
+    ],
+)
 def test_wrong_direction_is_found(module, source):
     assert len(direction_problems(module, source, MODULES)) == 1
 
 
-@pytest.mark.parametrize("module, source", [
-    ("ternax.engine", "from ternax.nn.cache import KVCache"),
-    ("ternax.engine", "from ternax import configs, errors"),
-    ("ternax.nn.rope", "from ternax.nn.cache import KVCache"),
-    ("ternax.nn.rope", "from .cache import KVCache"),
-    ("ternax.nn.rope", "from ternax.kernels.packing import pack"),
-    ("ternax.nn", "from .rope import rotate"),
-    ("ternax.kernels.packing", "import dataclasses, numpy as np, jax.numpy as jnp"),
-    ("ternax.kernels.packing", "from . import packing\nfrom .packing import pack"),
-    ("ternax.experiments.decode", "from ternax.experiments import flags"),
-    ("ternax.experiments.decode", "import flax, absl.flags"),
-])
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("ternax.engine", "from ternax.nn.cache import KVCache"),
+        ("ternax.engine", "from ternax import configs, errors"),
+        ("ternax.nn.rope", "from ternax.nn.cache import KVCache"),
+        ("ternax.nn.rope", "from .cache import KVCache"),
+        ("ternax.nn.rope", "from ternax.kernels.packing import pack"),
+        ("ternax.nn", "from .rope import rotate"),
+        ("ternax.kernels.packing", "import dataclasses, numpy as np, jax.numpy as jnp"),
+        ("ternax.kernels.packing", "from . import packing\nfrom .packing import pack"),
+        ("ternax.experiments.decode", "from ternax.experiments import flags"),
+        ("ternax.experiments.decode", "import flax, absl.flags"),
+    ],
+)
 def test_right_direction_is_let_through(module, source):
     assert direction_problems(module, source, MODULES) == []
 
 
-@pytest.mark.parametrize("source, count", [
-    ("import pickle", 1), ("from pickle import loads", 1), ("import torch.nn as nn", 1),
-    ("eval('1')", 1), ("exec(open(path).read())", 1), ("np.load(p, allow_pickle=True)", 1),
-    ("subprocess.run(c, shell=flag)", 1),
-    ("re.compile('x')", 0), ("nnx.eval_shape(f)", 0), ("np.load(p, allow_pickle=False)", 0),
-    ("'import pickle'", 0), ("lowered.compile()", 0),
-])
+@pytest.mark.parametrize(
+    "source, count",
+    [
+        ("import pickle", 1),
+        ("from pickle import loads", 1),
+        ("import torch.nn as nn", 1),
+        ("eval('1')", 1),
+        ("exec(open(path).read())", 1),
+        ("np.load(p, allow_pickle=True)", 1),
+        ("subprocess.run(c, shell=flag)", 1),
+        ("re.compile('x')", 0),
+        ("nnx.eval_shape(f)", 0),
+        ("np.load(p, allow_pickle=False)", 0),
+        ("'import pickle'", 0),
+        ("lowered.compile()", 0),
+    ],
+)
 def test_what_is_banned(source, count):
     assert len(banned(source)) == count

@@ -7,6 +7,7 @@ instruction sets and jaxlib's version: XLA's FFI headers and its runtime must ag
 import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -16,7 +17,6 @@ import sys
 import tempfile
 
 import jax
-import jaxlib
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _SOURCES = ("kernels.cc", "parallel.h", "body.h")
@@ -46,7 +46,7 @@ def cache_directory() -> pathlib.Path:
 
 def _cache_key(cxx: str, flags: tuple[str, ...]) -> str:
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = [jaxlib.__version__, version, " ".join(flags), platform.machine()]
+    parts = [importlib.metadata.version("jaxlib"), version, " ".join(flags), platform.machine()]
     parts += [(_HERE / name).read_text() for name in _SOURCES]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

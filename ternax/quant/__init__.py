@@ -32,7 +32,7 @@ def scheme_class(name: str) -> type[Scheme]:
         )
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the module raises when it runs
         raise UsageError(f"scheme: cannot import {name!r}: {error}") from error
     if not (inspect.isclass(found) and issubclass(found, Scheme)):
         raise UsageError(

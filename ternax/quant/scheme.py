@@ -28,10 +28,12 @@ class Scheme(nnx.Module):
     Class attributes tell the conformance suite what to hold the scheme to:
       codes_idempotent: quantizing the dequantized weight gives the same codes.
       scale_equivariant: quantize(c w) has the codes of w and c times its scale, c > 0.
+      codes_follow_sign: a code that is not zero has the sign of its weight.
     """
 
     codes_idempotent = True
     scale_equivariant = True
+    codes_follow_sign = True
 
     def __init__(self, shape: tuple[int, int], *, rngs: nnx.Rngs | None = None):
         """shape: (K, N) of the weight. rngs: for schemes that own Params."""

@@ -60,6 +60,8 @@ class Optimal(BlockScheme):
 class Sign(BlockScheme):
     """Binary BitNet: sign(W - mean W), never zero; scale mean|W|. Source: arXiv:2310.11453."""
 
+    codes_follow_sign = False
+
     def quantize_blocks(self, w, axes):
         centred = w - jnp.mean(w, axis=axes, keepdims=True)
         return jnp.where(centred >= 0, 1, -1), jnp.maximum(_mean_abs(w, axes), EPS)

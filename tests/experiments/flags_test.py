@@ -25,10 +25,15 @@ def own_flags(define):
 
 
 COMMAND = flags.Command(
-    name="probe", summary="Answers nothing; " + "it is long-winded about it " * 8,
+    name="probe",
+    summary="Answers nothing; " + "it is long-winded about it " * 8,
     groups=(flags.model_flags, own_flags, flags.run_flags),
-    examples=(("--config=70b", "the large one"), ("--config=70b --layers=4", "less of it"),
-              ("--config.num_layers=4", "another model")))
+    examples=(
+        ("--config=70b", "the large one"),
+        ("--config=70b --layers=4", "less of it"),
+        ("--config.num_layers=4", "another model"),
+    ),
+)
 PLAIN = flags.Command(name="plain", summary="Knows no model.", groups=(flags.run_flags,))
 
 
@@ -47,28 +52,34 @@ def test_defaults():
     assert args.given == frozenset() and args.command_line == ""
 
 
-@pytest.mark.parametrize("line, base, changes", [
-    ("--config=70b", "70b", {}),
-    ("--config 70b", "70b", {}),
-    ("-config=70b", "70b", {}),
-    ("--config=2b4t", "bitnet-2b4t", {}),
-    ("--config=1b --config=70b", "70b", {}),
-    ("--config=70b --config.hidden_size=1024", "70b", {"hidden_size": 1024}),
-    ("--config.hidden_size=1024 --config=70b", "70b", {"hidden_size": 1024}),
-    ("--config.hidden_size 1024 --config 70b", "70b", {"hidden_size": 1024}),
-    ("--config=70b --config.num_layers=4 --config.num_layers=5", "70b", {"num_layers": 5}),
-    ("--config.num_layers=4", "1b", {"num_layers": 4}),
-    ("--config=70b --config.tie_embeddings", "70b", {"tie_embeddings": True}),
-    ("--config=70b --config.tie_embeddings=true", "70b", {"tie_embeddings": True}),
-    ("--noconfig.tie_embeddings --config=1b", "1b", {"tie_embeddings": False}),
-    ("--config=70b --config.norm_eps=1e-6", "70b", {"norm_eps": 1e-6}),
-    ("--config=70b --config.rope_theta=10000", "70b", {"rope_theta": 10000.0}),
-    ("--config=70b --config.activation=relu2", "70b", {"activation": "relu2"}),
-    # Only legal together: the model is checked when all of it is known.
-    ("--config=70b --config.num_kv_heads=3 --config.num_heads=6", "70b",
-     {"num_kv_heads": 3, "num_heads": 6}),
-    ("--config=70b --config.num_layers=80", "70b", {}),  # what it was: the same model
-])
+@pytest.mark.parametrize(
+    "line, base, changes",
+    [
+        ("--config=70b", "70b", {}),
+        ("--config 70b", "70b", {}),
+        ("-config=70b", "70b", {}),
+        ("--config=2b4t", "bitnet-2b4t", {}),
+        ("--config=1b --config=70b", "70b", {}),
+        ("--config=70b --config.hidden_size=1024", "70b", {"hidden_size": 1024}),
+        ("--config.hidden_size=1024 --config=70b", "70b", {"hidden_size": 1024}),
+        ("--config.hidden_size 1024 --config 70b", "70b", {"hidden_size": 1024}),
+        ("--config=70b --config.num_layers=4 --config.num_layers=5", "70b", {"num_layers": 5}),
+        ("--config.num_layers=4", "1b", {"num_layers": 4}),
+        ("--config=70b --config.tie_embeddings", "70b", {"tie_embeddings": True}),
+        ("--config=70b --config.tie_embeddings=true", "70b", {"tie_embeddings": True}),
+        ("--noconfig.tie_embeddings --config=1b", "1b", {"tie_embeddings": False}),
+        ("--config=70b --config.norm_eps=1e-6", "70b", {"norm_eps": 1e-6}),
+        ("--config=70b --config.rope_theta=10000", "70b", {"rope_theta": 10000.0}),
+        ("--config=70b --config.activation=relu2", "70b", {"activation": "relu2"}),
+        # Only legal together: the model is checked when all of it is known.
+        (
+            "--config=70b --config.num_kv_heads=3 --config.num_heads=6",
+            "70b",
+            {"num_kv_heads": 3, "num_heads": 6},
+        ),
+        ("--config=70b --config.num_layers=80", "70b", {}),  # what it was: the same model
+    ],
+)
 def test_config_in_any_order(line, base, changes):
     config = parse(*line.split()).config
     for field, value in changes.items():
@@ -89,13 +100,21 @@ def test_nested_override():
 
 
 def test_scheme_and_inputs_keep_the_name():
-    for argv in (["--scheme=int4,group_size=64", "--inputs=none"],
-                 ["--config.scheme=int4,group_size=64", "--config.inputs=none"],
-                 ["--config.scheme=int4,group_size=64", "--scheme=int4,group_size=64",
-                  "--config.inputs=none"]):
+    for argv in (
+        ["--scheme=int4,group_size=64", "--inputs=none"],
+        ["--config.scheme=int4,group_size=64", "--config.inputs=none"],
+        [
+            "--config.scheme=int4,group_size=64",
+            "--scheme=int4,group_size=64",
+            "--config.inputs=none",
+        ],
+    ):
         args = parse("--config=tiny-llama", *argv)
         assert (args.config.name, args.config.scheme, args.config.inputs) == (
-            "tiny-llama", "int4,group_size=64", "none")
+            "tiny-llama",
+            "int4,group_size=64",
+            "none",
+        )
         assert (args.scheme, args.inputs) == ("int4,group_size=64", "none")
 
 
@@ -106,12 +125,30 @@ def test_layers_measure_a_part_and_num_layers_make_another_model():
 
 
 def test_own_flags_values_and_what_was_given():
-    args = parse("--batch", "4", "--prompt", "-5 degrees", "--plan_only", "--temperature=.5",
-                 "--nodebug", "--config.num_layers=2")
+    args = parse(
+        "--batch",
+        "4",
+        "--prompt",
+        "-5 degrees",
+        "--plan_only",
+        "--temperature=.5",
+        "--nodebug",
+        "--config.num_layers=2",
+    )
     assert (args.batch, args.prompt, args.plan_only, args.temperature) == (
-        4, "-5 degrees", True, 0.5)
-    assert args.given == {"batch", "prompt", "plan_only", "temperature", "debug",
-                          "config.num_layers"}
+        4,
+        "-5 degrees",
+        True,
+        0.5,
+    )
+    assert args.given == {
+        "batch",
+        "prompt",
+        "plan_only",
+        "temperature",
+        "debug",
+        "config.num_layers",
+    }
     assert "'-5 degrees'" in args.command_line
 
 
@@ -211,9 +248,17 @@ def test_a_command_without_a_model_knows_no_config(capsys):
 # --- Pages -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("argv", [
-    ["--help"], ["-h"], ["--nonsense", "--help"], ["--list_configs"],
-    *(["--print_config", f"--config={name}"] for name in configs.CONFIGS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["-h"],
+        ["--nonsense", "--help"],
+        ["--list_configs"],
+        *(["--print_config", f"--config={name}"] for name in configs.CONFIGS),
+    ],
+    ids=" ".join,
+)
 def test_pages_fit_and_exit_0(argv, capsys):
     assert COMMAND.run(pytest.fail, argv) == 0
     out, err = capsys.readouterr()
@@ -222,9 +267,19 @@ def test_pages_fit_and_exit_0(argv, capsys):
 
 def test_help_shows_every_flag_its_default_and_the_examples():
     page = COMMAND.help()
-    for words in ("--config=NAME", "[1b]", "--batch=N", "[1]", "--seed=N", "[0]", "--plan_only",
-                  "--fit=refuse|auto", "[refuse]", "--output_dir=DIR",
-                  "experiments.probe --config=70b"):
+    for words in (
+        "--config=NAME",
+        "[1b]",
+        "--batch=N",
+        "[1]",
+        "--seed=N",
+        "[0]",
+        "--plan_only",
+        "--fit=refuse|auto",
+        "[refuse]",
+        "--output_dir=DIR",
+        "experiments.probe --config=70b",
+    ):
         assert words in page
     assert "--config" not in PLAIN.help()
 
@@ -267,8 +322,11 @@ ENDINGS = [
     (KeyboardInterrupt(), 130, "interrupted"),
     (MemoryError("Unable to allocate 9 GiB"), 3, "out of memory: Unable to allocate 9 GiB"),
     (MemoryError(), 3, "out of memory"),
-    (XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore\nlines"), 3,
-     "RESOURCE_EXHAUSTED"),
+    (
+        XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore\nlines"),
+        3,
+        "RESOURCE_EXHAUSTED",
+    ),
     (OSError(errno.ENOSPC, "No space left on device", "results"), 6, "results: No space left"),
     (OSError(errno.EROFS, "Read-only file system"), 6, "Read-only file system"),
     (ValueError("a bug\nof ours"), 1, "unexpected ValueError: a bug (--debug shows where)"),
@@ -312,8 +370,13 @@ BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHON
 
 
 def test_a_reader_that_leaves_is_no_error():
-    child = subprocess.Popen([sys.executable, "-c", SCRIPT, "100000"], cwd=ROOT, env=BUFFERED,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "100000"],
+        cwd=ROOT,
+        env=BUFFERED,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     child.stdout.readline()
     child.stdout.close()
     err = child.stderr.read()
@@ -324,15 +387,24 @@ def test_a_reader_that_leaves_is_no_error():
 @pytest.mark.parametrize("lines", ["1", "100000"])  # found at the end, and underway
 def test_a_full_disk_under_stdout(lines):
     with open("/dev/full", "w") as full:
-        child = subprocess.run([sys.executable, "-c", SCRIPT, lines], cwd=ROOT, env=BUFFERED,
-                               stdout=full, stderr=subprocess.PIPE, text=True)
+        child = subprocess.run(
+            [sys.executable, "-c", SCRIPT, lines],
+            cwd=ROOT,
+            env=BUFFERED,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     assert child.returncode == 6
     assert child.stderr == "error: cannot write: No space left on device\n"
 
 
 def test_importing_is_cheap():
-    code = ("import sys; from ternax import measure, record; from ternax.experiments import flags; "
-            "print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))")
-    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                           check=True)
+    code = (
+        "import sys; from ternax import measure, record; from ternax.experiments import flags; "
+        "print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert child.stdout.strip() == "[]"

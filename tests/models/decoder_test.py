@@ -10,7 +10,6 @@ from flax import nnx
 from jax import lax
 
 from ternax import configs, engine
-from ternax.models import MODELS
 from ternax.nn.cache import init_cache
 from ternax.random_weights import abstract_model, random_model
 from tests import hlo
@@ -20,12 +19,8 @@ LENGTH, PREFIX = 270, 5  # past one cache block of 256 slots
 VOCAB = 259
 
 
-def tokens(batch: int, length: int) -> jax.Array:
-    return jax.random.randint(jax.random.key(7), (batch, length), 0, VOCAB)
-
-
 # One shape for most tests, so that they share what is compiled.
-WORDS = tokens(2, LENGTH)
+WORDS = np.random.default_rng(7).integers(0, VOCAB, (2, LENGTH), dtype=np.int32)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -64,13 +59,12 @@ def test_decoding_equals_the_full_forward_everywhere(model, kv_dtype, tolerance)
     assert full.std() > 0.5
 
 
-@pytest.mark.parametrize("name", FAMILIES.values())
-def test_int8_inputs_too(name):
+def test_int8_inputs_too():
     """A rounding may tip over in places: most positions are tight, all are near.
 
     One layer, so that a place does not spread to all later positions through their keys.
     """
-    model = random_model(dataclasses.replace(configs.get_config(name), num_layers=1))
+    model = random_model(dataclasses.replace(configs.get_config("tiny-bitnet"), num_layers=1))
     words = WORDS[:, :40]
     found, _ = token_by_token(model, words, init_cache(model.config, 2, 40, "f32"))
     worst = np.abs(np.asarray(found) - np.asarray(model(words))).max(axis=(0, 2))
@@ -79,14 +73,14 @@ def test_int8_inputs_too(name):
 
 def test_padding_on_the_left_changes_nothing(model):
     """Row 1 starts at slot 9; its logits are those of the row alone, at every position."""
-    alone = np.asarray(model(jnp.roll(WORDS, -9, axis=1)))[1, :LENGTH - 9]
+    alone = np.asarray(model(np.roll(WORDS, -9, axis=1)))[1, : LENGTH - 9]
     cache = init_cache(model.config, 2, LENGTH, "f32", jnp.array([0, 9]))
     found, _ = token_by_token(model, WORDS, cache)
     np.testing.assert_allclose(np.asarray(found)[1, 9:], alone, atol=2e-4)
 
 
 def test_causal(model):
-    changed = WORDS.at[:, 8].set((WORDS[:, 8] + 1) % VOCAB)
+    changed = np.where(np.arange(LENGTH) == 8, (WORDS + 1) % VOCAB, WORDS)
     one, other = np.asarray(model(WORDS)), np.asarray(model(changed))
     assert np.array_equal(one[:, :8], other[:, :8])
     assert (np.abs(one - other)[:, 8:20].max(-1) > 1e-3).all()
@@ -101,8 +95,16 @@ def test_last_only_is_the_last_position(model):
 # --- The compiled step ---------------------------------------------------------------------
 
 WIDE = dataclasses.replace(
-    configs.get_config("tiny-llama"), hidden_size=512, intermediate_size=1024, num_layers=4,
-    vocab_size=4096, num_heads=8, num_kv_heads=2, head_dim=64, max_context=1024)
+    configs.get_config("tiny-llama"),
+    hidden_size=512,
+    intermediate_size=1024,
+    num_layers=4,
+    vocab_size=4096,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=64,
+    max_context=1024,
+)
 CONTEXT = 512
 # Under one layer's smallest weight (64 KiB) and one cache block of one sequence (32 KiB in
 # int8), over what a step may move: the new token's keys, one row of the embedding.
@@ -115,16 +117,22 @@ def arguments(config, batch, kv_dtype, **packing):
     """(graph, leaves, cache, keys) without memory."""
     graph, leaves = nnx.split(abstract_model(config, **packing))
     cache, keys = jax.eval_shape(
-        lambda: (init_cache(config, batch, CONTEXT, kv_dtype), engine.row_keys(0, batch)))
+        lambda: (init_cache(config, batch, CONTEXT, kv_dtype), engine.row_keys(0, batch))
+    )
     return engine.Program(graph), leaves, cache, keys
 
 
 def compiled_decode(config, batch, kv_dtype, table, backend=None):
     """(compiled step, the cache's bytes)."""
-    program, leaves, cache, keys = arguments(config, batch, kv_dtype, embed_dtype=table,
-                                             head_dtype=table, backend=backend)
-    state = engine.DecodeState(cache, jax.ShapeDtypeStruct((batch,), jnp.int32),
-                               jax.ShapeDtypeStruct((batch,), jnp.bool_), keys)
+    program, leaves, cache, keys = arguments(
+        config, batch, kv_dtype, embed_dtype=table, head_dtype=table, backend=backend
+    )
+    state = engine.DecodeState(
+        cache,
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+        jax.ShapeDtypeStruct((batch,), jnp.bool_),
+        keys,
+    )
     steps = jax.ShapeDtypeStruct((), jnp.int32)
     stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
     return engine.decode.lower(program, leaves, state, steps).compile(), stored
@@ -152,9 +160,15 @@ def test_no_stored_byte_is_copied(shallow):
     check_step(*shallow, "int8")
 
 
-@pytest.mark.parametrize("batch, kv_dtype, table, backend", [
-    (4, "int8", "bf16", None), (1, "int8", "bf16", None), (4, "bf16", "int8", None),
-    (1, "int8", "int8", "reference")])
+@pytest.mark.parametrize(
+    "batch, kv_dtype, table, backend",
+    [
+        (4, "int8", "bf16", None),
+        (1, "int8", "bf16", None),
+        (4, "bf16", "int8", None),
+        (1, "int8", "int8", "reference"),
+    ],
+)
 def test_no_stored_byte_is_copied_either(batch, kv_dtype, table, backend):
     check_step(*compiled_decode(WIDE, batch, kv_dtype, table, backend), table)
 
@@ -169,6 +183,7 @@ def test_prefill_copies_nothing_either():
 
 def test_depth_costs_no_instruction_and_no_memory(shallow, deep):
     """Compile time follows the number of instructions; a copied stack would show in memory."""
+
     def instructions(compiled):
         return sum(map(len, hlo.parse(compiled.as_text()).values()))
 
@@ -180,11 +195,12 @@ def test_depth_costs_no_instruction_and_no_memory(shallow, deep):
 # --- Training ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAMILIES.values())
-def test_gradients_reach_every_parameter_and_lower_the_loss(name):
-    model = MODELS[configs.get_config(name).family](configs.get_config(name), rngs=nnx.Rngs(0))
+def test_gradients_reach_every_parameter_and_lower_the_loss():
+    """Sub-norms, an embedding and a head of its own: every kind of parameter there is."""
+    config = dataclasses.replace(configs.get_config("tiny-bitnet"), tie_embeddings=False)
+    model = engine.load(config, packed=False)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
-    words = tokens(4, 16)
+    words = WORDS[:, :32]
 
     @jax.jit
     def step(params):

@@ -22,9 +22,15 @@ ONLINE = "hf_bitnet_online"
 TOLERANCE = 3e-5
 
 # Our module, within a block -> HF's. HF stores linears [out, in], ours are [in, out].
-LINEARS = {"attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj",
-           "attn.v": "self_attn.v_proj", "attn.o": "self_attn.o_proj",
-           "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}
+LINEARS = {
+    "attn.q": "self_attn.q_proj",
+    "attn.k": "self_attn.k_proj",
+    "attn.v": "self_attn.v_proj",
+    "attn.o": "self_attn.o_proj",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+}
 NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 SUB_NORMS = {"attn.sub_norm": "self_attn.attn_sub_norm", "mlp.sub_norm": "mlp.ffn_sub_norm"}
 
@@ -49,18 +55,31 @@ def config_of(arrays, name: str) -> ModelConfig:
     scaling = hf["rope_scaling"]
     online = "quantization_config" in hf
     return ModelConfig(
-        name=name, family=hf["model_type"], source="tests/goldens", vocab_size=hf["vocab_size"],
-        hidden_size=hf["hidden_size"], intermediate_size=hf["intermediate_size"],
-        num_layers=hf["num_hidden_layers"], num_heads=hf["num_attention_heads"],
+        name=name,
+        family=hf["model_type"],
+        source="tests/goldens",
+        vocab_size=hf["vocab_size"],
+        hidden_size=hf["hidden_size"],
+        intermediate_size=hf["intermediate_size"],
+        num_layers=hf["num_hidden_layers"],
+        num_heads=hf["num_attention_heads"],
         num_kv_heads=hf["num_key_value_heads"],
         head_dim=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
         rope_theta=hf["rope_theta"],
-        rope_scaling=scaling and RopeScaling(
-            scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"],
-            scaling["original_max_position_embeddings"]),
-        norm_eps=hf["rms_norm_eps"], activation=hf["hidden_act"],
-        tie_embeddings=hf["tie_word_embeddings"], max_context=hf["max_position_embeddings"],
-        scheme="absmean" if online else "none,dtype=f32", inputs="int8" if online else "none")
+        rope_scaling=scaling
+        and RopeScaling(
+            scaling["factor"],
+            scaling["low_freq_factor"],
+            scaling["high_freq_factor"],
+            scaling["original_max_position_embeddings"],
+        ),
+        norm_eps=hf["rms_norm_eps"],
+        activation=hf["hidden_act"],
+        tie_embeddings=hf["tie_word_embeddings"],
+        max_context=hf["max_position_embeddings"],
+        scheme="absmean" if online else "none,dtype=f32",
+        inputs="int8" if online else "none",
+    )
 
 
 def load(arrays, config: ModelConfig):
@@ -133,12 +152,15 @@ def test_families_cover_each_other(golden):
     assert len({config.norm_eps for config in configs}) > 1
 
 
-@pytest.mark.parametrize("name, wrong", [
-    ("hf_llama_gqa", dict(rope_scaling=None)),
-    ("hf_llama_tied", dict(norm_eps=1e-5)),
-    ("hf_bitnet_dense", dict(activation="relu2")),
-    (ONLINE, dict(inputs="none")),
-])
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        ("hf_llama_gqa", dict(rope_scaling=None)),
+        ("hf_llama_tied", dict(norm_eps=1e-5)),
+        ("hf_bitnet_dense", dict(activation="relu2")),
+        (ONLINE, dict(inputs="none")),
+    ],
+)
 def test_a_wrong_field_shows(golden, name, wrong):
     """The goldens can tell: one wrong number is far outside the tolerance."""
     arrays = golden(name)

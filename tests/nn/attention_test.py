@@ -9,14 +9,21 @@ import numpy as np
 import pytest
 
 from ternax import configs
+from ternax.kernels.attention import BLOCK_SLOTS
 from ternax.nn import cache as kv
 from ternax.nn.attention import attend_cached, attend_full
 
 HEADS, GROUPS, WIDTH, LAYER = 4, 2, 8, 1
-CONFIG = dataclasses.replace(configs.get_config("tiny-llama"), num_layers=2, num_heads=HEADS,
-                             num_kv_heads=GROUPS, head_dim=WIDTH)
+CONFIG = dataclasses.replace(
+    configs.get_config("tiny-llama"),
+    num_layers=2,
+    num_heads=HEADS,
+    num_kv_heads=GROUPS,
+    head_dim=WIDTH,
+)
 GARBAGE = 1e4  # in every slot that must not be seen
-ATTEND, FULL, APPEND = jax.jit(attend_cached), jax.jit(attend_full), jax.jit(kv.append)
+ATTEND = jax.jit(attend_cached, static_argnames="backend")
+FULL, APPEND = jax.jit(attend_full), jax.jit(kv.append)
 
 # (length before, new tokens, first slot in use of each row)
 CASES = {
@@ -26,6 +33,7 @@ CASES = {
     "decode, a block's last slot": (255, 1, (0, 5)),
     "decode, a block's first slot": (256, 1, (0, 5)),
     "prefill": (0, 33, (0, 12)),
+    "continued by three": (254, 3, (0, 255)),
     "continued across a block": (250, 12, (0, 251)),
     "prefill of several blocks": (0, 520, (0, 400)),
 }
@@ -37,10 +45,10 @@ def numpy_attention(q, k, v, first, start):
     for t in range(q.shape[0]):
         for h in range(HEADS):
             g = h // (HEADS // GROUPS)
-            keys = k[start:first + t + 1, g].astype(np.float64)
+            keys = k[start : first + t + 1, g].astype(np.float64)
             scores = keys @ q[t, h].astype(np.float64) / np.sqrt(WIDTH)
             weights = np.exp(scores - scores.max()) if len(scores) else scores
-            values = v[start:first + t + 1, g]
+            values = v[start : first + t + 1, g]
             out[t, h] = weights @ values / weights.sum() if len(scores) else np.nan
     return out
 
@@ -62,8 +70,9 @@ def expected(case: str):
     length, new, start = CASES[case]
     q, k, v = drawn(case)
     real = length + np.arange(new) >= np.array(start)[:, None]
-    return np.stack([numpy_attention(*row, length, first) for *row, first in
-                     zip(q, k, v, start, strict=True)]), real
+    return np.stack(
+        [numpy_attention(*row, length, first) for *row, first in zip(q, k, v, start, strict=True)]
+    ), real
 
 
 def filled(case: str, dtype: str) -> kv.KVCache:
@@ -72,7 +81,7 @@ def filled(case: str, dtype: str) -> kv.KVCache:
     _, k, v = drawn(case)
     cache = kv.init_cache(CONFIG, 2, length + new + 300, dtype, jnp.array(start))
     if dtype == "f32":
-        used = -(-(length + new) // kv.BLOCK_SLOTS) * kv.BLOCK_SLOTS
+        used = -(-(length + new) // BLOCK_SLOTS) * BLOCK_SLOTS
         behind = jnp.where(jnp.arange(cache.slots)[:, None] < used, GARBAGE, jnp.nan)
         cache = dataclasses.replace(cache, k=cache.k + behind, v=cache.v + behind)
     if length:
@@ -84,12 +93,17 @@ def filled(case: str, dtype: str) -> kv.KVCache:
 TOLERANCE = {"f32": 2e-5, "bf16": 0.05, "int8": 0.05}
 
 
-@pytest.mark.parametrize("case, dtype", [
-    *((case, "f32") for case in CASES),
-    *((case, dtype) for case in CASES if "blocks" in case for dtype in ("bf16", "int8")),
-])
-def test_cached_equals_numpy(case, dtype):
-    found = np.asarray(ATTEND(drawn(case)[0], filled(case, dtype), jnp.int32(LAYER)))
+@pytest.mark.parametrize(
+    "case, dtype, backend",
+    [
+        *((case, "f32", None) for case in CASES),
+        *((case, dtype, None) for case in CASES if "blocks" in case for dtype in ("bf16", "int8")),
+        *((case, "f32", "reference") for case in ("decode, three blocks", "continued by three")),
+    ],
+)
+def test_cached_equals_numpy(case, dtype, backend):
+    cache = filled(case, dtype)
+    found = np.asarray(ATTEND(drawn(case)[0], cache, jnp.int32(LAYER), backend=backend))
     right, real = expected(case)
     assert np.isfinite(found).all(), "padding must not make NaN"
     assert np.abs(found - right)[real].max() <= TOLERANCE[dtype]

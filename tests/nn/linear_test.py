@@ -48,8 +48,10 @@ def test_both_linears_equal_numpy(inputs):
 
 def test_fused_parts_come_back_apart():
     layers = [linear("int8", seed, n) for seed, n in ((1, 40), (2, 24), (3, 24))]
-    joint = PackedLinear(fuse([packed(layer, name) for layer, name in zip(layers, "qkv", strict=True)]),
-                         inputs="int8")
+    joint = PackedLinear(
+        fuse([packed(layer, name) for layer, name in zip(layers, "qkv", strict=True)]),
+        inputs="int8",
+    )
     assert joint.parts == (("q", 40), ("k", 24), ("v", 24))
     for layer, y in zip(layers, apply(joint, X), strict=True):
         assert np.array_equal(y, apply(PackedLinear(packed(layer), inputs="int8"), X))

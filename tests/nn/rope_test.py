@@ -24,7 +24,8 @@ def hf_frequencies(head_dim, theta, scaling):
     wavelength = 2 * math.pi / inv_freq
     scaled = np.where(wavelength > low_wavelength, inv_freq / scaling.factor, inv_freq)
     smooth = (scaling.original_context / wavelength - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor)
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
     smoothed = (1 - smooth) * scaled / scaling.factor + smooth * scaled
     medium = ~(wavelength < high_wavelength) & ~(wavelength > low_wavelength)
     return np.where(medium, smoothed, scaled)
@@ -42,15 +43,15 @@ def test_frequencies(name):
 def test_70b_keeps_blends_and_stretches():
     """All three bands exist at 8192 positions: else the scaling would go untested."""
     config = configs.get_config("70b")
-    ratio = (frequencies(128, config.rope_theta, config.rope_scaling)
-             / frequencies(128, config.rope_theta, None))
+    ratio = frequencies(128, config.rope_theta, config.rope_scaling) / frequencies(
+        128, config.rope_theta, None
+    )
     assert ratio[0] == 1 and ratio[-1] == 1 / 8
     assert ((ratio > 0.13) & (ratio < 0.99)).sum() >= 3
     assert (np.diff(ratio) <= 1e-6).all()
 
 
-@pytest.mark.parametrize("scaling", [None, CONFIG.rope_scaling,
-                                     RopeScaling(32.0, 1.0, 4.0, 64)])
+@pytest.mark.parametrize("scaling", [None, CONFIG.rope_scaling, RopeScaling(32.0, 1.0, 4.0, 64)])
 def test_rotation(scaling):
     """As complex numbers: pair i, (x[i], x[i + E/2]), times exp(1j position rate_i)."""
     config = dataclasses.replace(CONFIG, rope_scaling=scaling)
@@ -59,8 +60,7 @@ def test_rotation(scaling):
     positions = np.array([[0, 1, 2, 3, 200], [7, 8, 9, 10, 11]])
     rates = hf_frequencies(config.head_dim, config.rope_theta, scaling)
     half = config.head_dim // 2
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(
-        1j * positions[..., None, None] * rates)
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * positions[..., None, None] * rates)
     found = rotate(jnp.asarray(x), rope_table(config, jnp.asarray(positions)))
     right = np.concatenate([turned.real, turned.imag], axis=-1)
     # The angle, up to 200 radians, is rounded to f32.
@@ -72,7 +72,9 @@ def test_scores_depend_on_distance_alone():
     q, k = rng.standard_normal((2, 1, 1, 1, CONFIG.head_dim)).astype(np.float32)
 
     def score(at_q, at_k):
-        turned = [rotate(x, rope_table(CONFIG, jnp.array([[at]]))) for x, at in ((q, at_q), (k, at_k))]
+        turned = [
+            rotate(x, rope_table(CONFIG, jnp.array([[at]]))) for x, at in ((q, at_q), (k, at_k))
+        ]
         return float(jnp.vdot(*turned))
 
     assert score(3, 1) == pytest.approx(score(90, 88), abs=1e-4)

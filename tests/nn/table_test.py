@@ -46,7 +46,8 @@ def test_packed_table(format, features):
     tokens = np.array([[0, 36, 5], [5, 1, 2]])
     x = np.random.default_rng(1).standard_normal((2, 3, features)).astype(np.float32)
     one, rows, logits = jax.jit(
-        lambda x: (table.embed(jnp.int32(5)), table.embed(jnp.asarray(tokens)), table.logits(x)))(x)
+        lambda x: (table.embed(jnp.int32(5)), table.embed(jnp.asarray(tokens)), table.logits(x))
+    )(x)
     assert np.array_equal(one, stands_for[5]) and np.array_equal(rows, stands_for[tokens])
     assert logits.shape == (2, 3, VOCAB) and rows.dtype == logits.dtype == jnp.float32
     # 22 bits of each activation, sums and scales in f32.
@@ -69,7 +70,9 @@ def test_a_tied_table_exists_once(name, tied):
     for packed in (False, True):
         model = abstract_model(configs.get_config(name), packed=packed)
         assert hasattr(model, "head") is not tied
-        tables = [node for _, node in nnx.iter_modules(model) if isinstance(node, (Table, PackedTable))]
+        tables = [
+            node for _, node in nnx.iter_modules(model) if isinstance(node, (Table, PackedTable))
+        ]
         assert len(tables) == (1 if tied else 2)
 
 
