@@ -64,8 +64,10 @@ def _field(config: ModelConfig, path: str):
     label, value, prefix = f"--config.{path}", config, ""
     for word in path.split("."):
         if value is None:
-            raise UsageError(f"{label}: {prefix[:-1]} is None in {config.name} and has no fields; "
-                             "start from a model that has it (--list_configs)")
+            raise UsageError(
+                f"{label}: {prefix[:-1]} is None in {config.name} and has no fields; "
+                "start from a model that has it (--list_configs)"
+            )
         if not dataclasses.is_dataclass(value):
             raise UsageError(f"{label}: {prefix[:-1]} is a single value and has no fields")
         names = [field.name for field in dataclasses.fields(value)]
@@ -79,8 +81,10 @@ def _field(config: ModelConfig, path: str):
         inner = ", ".join(f"{label}.{f.name}" for f in dataclasses.fields(value))
         raise UsageError(f"{label} is set by its fields: {inner}")
     if type(value) not in _PARSERS:
-        raise UsageError(f"{label} is {value} in {config.name} and cannot be set; "
-                         "start from a model that has it (--list_configs)")
+        raise UsageError(
+            f"{label} is {value} in {config.name} and cannot be set; "
+            "start from a model that has it (--list_configs)"
+        )
     return value
 
 
@@ -94,11 +98,18 @@ def override(config: ModelConfig, overrides: list[tuple[str, str]]) -> ModelConf
         check_value(f"--config.{path}", _PARSERS[type(_field(config, path))], text)
     arguments = ["", *(f"--config.{path}={text}" for path, text in overrides)]
     values = absl_flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config_dict.ConfigDict(dataclasses.asdict(config)),
-                                    flag_values=values, sys_argv=arguments)
+    config_flags.DEFINE_config_dict(
+        "config",
+        config_dict.ConfigDict(dataclasses.asdict(config)),
+        flag_values=values,
+        sys_argv=arguments,
+    )
     values(arguments)
-    changed = {path: value for path, value in values["config"].override_values.items()
-               if value != _field(config, path)}
+    changed = {
+        path: value
+        for path, value in values["config"].override_values.items()  # type: ignore[attr-defined]
+        if value != _field(config, path)
+    }
     renamed = [f"{path}={value}" for path, value in changed.items() if path not in _RECORDED_APART]
     result = _replace(config, changed)
     if renamed:
@@ -134,28 +145,42 @@ def config_lines(config: ModelConfig) -> str:
         value = getattr(config, field.name)
         rows = [(field.name, value)]
         if dataclasses.is_dataclass(value):
-            rows = [(f"{field.name}.{inner.name}", getattr(value, inner.name))
-                    for inner in dataclasses.fields(value)]
+            rows = [
+                (f"{field.name}.{inner.name}", getattr(value, inner.name))
+                for inner in dataclasses.fields(value)
+            ]
         for i, (name, shown) in enumerate(rows):
             head = f"{name} = {shown}"
             text = f"# {docs.get(field.name, '')}" if i == 0 else "#"
             if len(head) > 42:
                 lines += textwrap.wrap(head, WIDTH, subsequent_indent="  ")
                 head = ""
-            lines += textwrap.wrap(text, WIDTH, initial_indent=f"{head:44}",
-                                   subsequent_indent=" " * 44 + "# ")
+            lines += textwrap.wrap(
+                text, WIDTH, initial_indent=f"{head:44}", subsequent_indent=" " * 44 + "# "
+            )
     return "\n".join(line.rstrip(" #") for line in lines)
 
 
 def config_table(count_parameters=None) -> str:
     """All named models. `count_parameters`: ModelConfig -> int, or None to leave them out."""
     aliases = {name: alias for alias, name in configs.ALIASES.items()}
-    rows = [("config", "family", "layers", "hidden", "heads/kv", "parameters", "source")]
+    rows: list[tuple[str, ...]] = [
+        ("config", "family", "layers", "hidden", "heads/kv", "parameters", "source")
+    ]
     for config in configs.CONFIGS.values():
         count = f"{count_parameters(config) / 1e9:.4g} B" if count_parameters else ""
         alias = f"{aliases[config.name]} = " if config.name in aliases else ""
-        rows.append((config.name, config.family, str(config.num_layers), str(config.hidden_size),
-                     f"{config.num_heads}/{config.num_kv_heads}", count, alias + config.source))
+        rows.append(
+            (
+                config.name,
+                config.family,
+                str(config.num_layers),
+                str(config.hidden_size),
+                f"{config.num_heads}/{config.num_kv_heads}",
+                count,
+                alias + config.source,
+            )
+        )
     if not count_parameters:
         rows = [row[:5] + row[6:] for row in rows]
     widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
@@ -164,5 +189,5 @@ def config_table(count_parameters=None) -> str:
         cells = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
         cells += [cell.rjust(w) for cell, w in zip(row[2:-1], widths[2:], strict=True)]
         line = "  ".join([*cells, row[-1]])
-        lines.append(line if len(line) <= WIDTH else line[:WIDTH - 1] + "…")
+        lines.append(line if len(line) <= WIDTH else line[: WIDTH - 1] + "…")
     return "\n".join(lines)

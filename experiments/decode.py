@@ -14,6 +14,7 @@ import sys
 import textwrap
 
 from ternax import cost, measure
+from ternax.config import ModelConfig
 from ternax.decoding import DecodeRun, run
 from ternax.errors import DoesNotFit, UsageError
 from ternax.experiments import flags
@@ -121,7 +122,7 @@ def smaller(job: DecodeRun) -> DecodeRun:
     found = cost.largest_that_fits(job.config.family, plan_of)
     if found is None:
         raise DoesNotFit(job.plan.refusal("no other model of its family"))
-    return DecodeRun(found.config, workload_for(found.config), flags_text=job.common["flags"])
+    return DecodeRun(found.config, workload_for(found.config), flags_text=job.flags_text)
 
 
 def decode(args) -> None:
@@ -135,7 +136,7 @@ def decode(args) -> None:
             row(
                 "fit",
                 f"{wanted.config.name} needs {binary(wanted.total_bytes)}, available "
-                f"{binary(wanted.available_bytes)}; {job.config.name} is the largest of its "
+                f"{binary(wanted.available_bytes or 0)}; {job.config.name} is the largest of its "
                 "family that fits and runs instead",
             )
         ]
@@ -256,25 +257,18 @@ def next_command(job: DecodeRun, args) -> str:
     without = {"output_dir", "profile_dir", "fit", "debug"}
     if config.name != args.config.name:  # --fit=auto chose another, whole
         without |= {"layers", *(name for name in args.given if name.startswith("config."))}
-    steps = [
-        (
-            config.num_layers < job.whole,
-            {"layers"},
-            {},
-            dataclasses.replace(config, num_layers=job.whole),
-            work,
-        ),
-        (work.batch == 1, set(), {"batch": 4}, config, dataclasses.replace(work, batch=4)),
-        (
-            config.scheme != "int8",
-            {"config.scheme"},
-            {"scheme": "int8"},
-            dataclasses.replace(config, scheme="int8"),
-            work,
-        ),
-    ]
-    for applies, dropped, changed, model, workload in steps:
-        if applies and workload.plan(model, job.device).fits:
+    # The model, its workload, flags to leave out and flags to set.
+    steps: list[tuple[ModelConfig, Workload, set[str], dict]] = []
+    if config.num_layers < job.whole:
+        whole = dataclasses.replace(config, num_layers=job.whole)
+        steps.append((whole, work, {"layers"}, {}))
+    if work.batch == 1:
+        steps.append((config, dataclasses.replace(work, batch=4), set(), {"batch": 4}))
+    if config.scheme != "int8":
+        other = dataclasses.replace(config, scheme="int8")
+        steps.append((other, work, {"config.scheme"}, {"scheme": "int8"}))
+    for model, workload, dropped, changed in steps:
+        if workload.plan(model, job.device).fits:
             return command(args, without | dropped, config=config.name.partition("(")[0], **changed)
     return "python -m experiments.doctor"
 

@@ -70,19 +70,42 @@ class Definer:
         self._help(f"{name}{form}", text, shown)
 
     def integer(self, name, default, text, *, lower=None, upper=None, default_text=""):
-        self._add(absl_flags.DEFINE_integer, name, default, text, "=N", default_text,
-                  lower_bound=lower, upper_bound=upper)
+        self._add(
+            absl_flags.DEFINE_integer,
+            name,
+            default,
+            text,
+            "=N",
+            default_text,
+            lower_bound=lower,
+            upper_bound=upper,
+        )
 
     def number(self, name, default, text, *, lower=None, upper=None, default_text=""):
-        self._add(absl_flags.DEFINE_float, name, default, text, "=X", default_text,
-                  lower_bound=lower, upper_bound=upper)
+        self._add(
+            absl_flags.DEFINE_float,
+            name,
+            default,
+            text,
+            "=X",
+            default_text,
+            lower_bound=lower,
+            upper_bound=upper,
+        )
 
     def string(self, name, default, text, *, form="TEXT", default_text=""):
         self._add(absl_flags.DEFINE_string, name, default, text, f"={form}", default_text)
 
     def choice(self, name, default, legal, text, *, default_text=""):
-        self._add(absl_flags.DEFINE_enum, name, default, text, f"={'|'.join(legal)}", default_text,
-                  enum_values=list(legal))
+        self._add(
+            absl_flags.DEFINE_enum,
+            name,
+            default,
+            text,
+            f"={'|'.join(legal)}",
+            default_text,
+            enum_values=list(legal),
+        )
 
     def boolean(self, name, text):
         """A switch, off unless given; `--no<name>` turns it off again."""
@@ -99,13 +122,20 @@ def model_flags(define: Definer) -> None:
     """Which model: becomes `args.config` (a ModelConfig) and `args.layers` (int)."""
     define.section("Model")
     define.config()
-    define.string("scheme", None, "how the projections are quantized, options behind commas "
-                  "(int4,group_size=64), or package.module:Class", form="NAME",
-                  default_text="the config's")
-    define.choice("inputs", None, INPUTS, "how their inputs are quantized",
-                  default_text="the config's")
-    define.integer("layers", None, "run only the first N layers of the model", lower=1,
-                   default_text="all")
+    define.string(
+        "scheme",
+        None,
+        "how the projections are quantized, options behind commas "
+        "(int4,group_size=64), or package.module:Class",
+        form="NAME",
+        default_text="the config's",
+    )
+    define.choice(
+        "inputs", None, INPUTS, "how their inputs are quantized", default_text="the config's"
+    )
+    define.integer(
+        "layers", None, "run only the first N layers of the model", lower=1, default_text="all"
+    )
     define.boolean("list_configs", "print the named models and exit")
     define.boolean("print_config", "print the model, overrides included, and exit")
 
@@ -113,11 +143,22 @@ def model_flags(define: Definer) -> None:
 def run_flags(define: Definer) -> None:
     """How any experiment runs and where its results go."""
     define.section("Run")
-    define.string("output_dir", None, "where the results go", form="DIR",
-                  default_text="a new directory under runs/")
+    define.string(
+        "output_dir",
+        None,
+        "where the results go",
+        form="DIR",
+        default_text="a new directory under runs/",
+    )
     define.integer("seed", 0, "root of every random draw", lower=0, upper=2**32 - 1)
-    define.integer("threads", None, "processor threads to use", lower=1,
-                   upper=measure.threads_available(), default_text="all available")
+    define.integer(
+        "threads",
+        None,
+        "processor threads to use",
+        lower=1,
+        upper=measure.threads_available(),
+        default_text="all available",
+    )
     define.string("profile_dir", None, "write a profile of the timed part there", form="DIR")
     define.boolean("debug", "show the traceback of an error")
 
@@ -221,9 +262,12 @@ class Command:
         lines = [*textwrap.wrap(self.summary, WIDTH), "", f"usage: {program} [--flag=value ...]"]
         lines += ["", "Examples"] if self.examples else []
         for arguments, meaning in self.examples:
-            lines += [f"  {program} {arguments}",
-                      *textwrap.wrap(meaning, WIDTH - 6, initial_indent=" " * 6,
-                                     subsequent_indent=" " * 6)]
+            lines += [
+                f"  {program} {arguments}",
+                *textwrap.wrap(
+                    meaning, WIDTH - 6, initial_indent=" " * 6, subsequent_indent=" " * 6
+                ),
+            ]
         other = [("help", "this page", ""), ("version", "versions of everything that counts", "")]
         for title, rows in [*self._definer().sections, ("Other", other)]:
             lines += ["", title]
@@ -233,8 +277,13 @@ class Command:
                 if len(head) > 28:
                     lines.append(head)
                     head = " " * 28
-                lines += textwrap.wrap(text, WIDTH, initial_indent=head, break_on_hyphens=False,
-                                       subsequent_indent=" " * 28)
+                lines += textwrap.wrap(
+                    text,
+                    WIDTH,
+                    initial_indent=head,
+                    break_on_hyphens=False,
+                    subsequent_indent=" " * 28,
+                )
         return "\n".join(lines)
 
 
@@ -248,7 +297,7 @@ def _sort_arguments(define: Definer, argv: list[str]):
     named, overrides, others = None, [], []
     rest = iter(argv)
 
-    def value(label, text):
+    def value(label: str, text: str | None) -> str:
         # As in absl, "--flag value" is "--flag=value"; but never "--flag --other".
         if text is None:
             text = next(rest, None)
@@ -257,8 +306,8 @@ def _sort_arguments(define: Definer, argv: list[str]):
         return text
 
     for argument in rest:
-        name, equals, text = argument.lstrip("-").partition("=")
-        text = text if equals else None
+        name, equals, after = argument.lstrip("-").partition("=")
+        text = after if equals else None
         label = f"--{name}"
         if not re.match("--?[A-Za-z]", argument):
             raise UsageError(f"unexpected argument {argument!r}: flags are written --name=value")
@@ -310,8 +359,10 @@ def _with_short_forms(config: ModelConfig, args) -> ModelConfig:
         if value is None:
             continue
         if f"config.{field}" in args.given and getattr(config, field) != value:
-            raise UsageError(f"--{field} and --config.{field} must agree, found {value!r} and "
-                             f"{getattr(config, field)!r}; give one of them")
+            raise UsageError(
+                f"--{field} and --config.{field} must agree, found {value!r} and "
+                f"{getattr(config, field)!r}; give one of them"
+            )
         changes[field] = value
     return dataclasses.replace(config, **changes) if changes else config
 
@@ -321,9 +372,11 @@ def _layers(args) -> int:
     if args.layers is None:
         return config.num_layers
     if args.layers > config.num_layers:
-        raise UsageError(f"--layers must be at most {config.num_layers}, the layers of "
-                         f"{config.name}, found {args.layers}; --config.num_layers={args.layers} "
-                         "makes a deeper model")
+        raise UsageError(
+            f"--layers must be at most {config.num_layers}, the layers of "
+            f"{config.name}, found {args.layers}; --config.num_layers={args.layers} "
+            "makes a deeper model"
+        )
     return args.layers
 
 
@@ -336,8 +389,12 @@ def describe(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return 3, f"out of memory: {first}; fewer --layers, a smaller --batch or --config need less"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS,
-                                                      errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EFBIG,
+    ):
         place = f"{error.filename}: " if error.filename else ""
         return 6, f"cannot write: {place}{error.strerror}"
     return 1, f"unexpected {type(error).__name__}: {first} (--debug shows where)"

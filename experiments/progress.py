@@ -23,10 +23,19 @@ def progress(name: str, total: int | None, unit: str):
     from rich.console import Console
 
     console = Console(stderr=True)
-    columns = [bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.TimeElapsedColumn()]
+    columns = [
+        bars.SpinnerColumn(),
+        bars.TextColumn("{task.description}"),
+        bars.TimeElapsedColumn(),
+    ]
     if total is not None:
         count = bars.DownloadColumn() if unit == "bytes" else bars.MofNCompleteColumn()
-        columns[2:] = [bars.BarColumn(), count, bars.TimeElapsedColumn(), bars.TimeRemainingColumn()]
+        columns[2:] = [
+            bars.BarColumn(),
+            count,
+            bars.TimeElapsedColumn(),
+            bars.TimeRemainingColumn(),
+        ]
     with bars.Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task(name, total=total)
         yield lambda amount: shown.advance(task, amount)

@@ -188,7 +188,8 @@ def measure(backends, shape, batches, seconds: float):
             x = x.astype(jnp.float32)
         for backend in backends:
             _products(backend, x, w).block_until_ready()  # compiles
-            samples, rates = [], []
+            samples: list[float] = []
+            rates: list[float] = []
             stop = time.perf_counter() + seconds
             while len(samples) < MIN_SAMPLES or time.perf_counter() < stop:
                 rates.append(read())

@@ -116,9 +116,7 @@ def _run(static, digits, x_scale, w: Packed, layer):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _float_matmul(static, x, w, layer):
-    # Without the barrier XLA multiplies the scales in another order for one row than for
-    # several, and a row's last bit then depends on the batch it is in.
-    digits, scale = jax.lax.optimization_barrier(to_digits(x))
+    digits, scale = to_digits(x)
     return _run(static, digits, scale, w, layer)
 
 

@@ -5,6 +5,7 @@ The named models are literals in `configs/`; nothing else holds a model's size.
 
 import dataclasses
 import math
+from typing import Any
 
 from ternax.errors import UsageError
 
@@ -130,7 +131,8 @@ def _check_scaling(scaling: RopeScaling) -> None:
 def _check_types(value, path: str) -> None:
     """Raises UsageError unless every field of a dataclass holds its declared type."""
     for field in dataclasses.fields(value):
-        found, legal = getattr(value, field.name), field.type
+        legal: Any = field.type
+        found = getattr(value, field.name)
         kinds = (int, float) if legal is float else legal
         if not isinstance(found, kinds) or (isinstance(found, bool) and legal is not bool):
             name = getattr(legal, "__name__", legal)

@@ -247,7 +247,7 @@ def largest_that_fits(family: str, plan_of: Callable[[ModelConfig], Plan]) -> Pl
             found = plan_of(candidate)
         except UsageError:
             continue
-        if found.fits:
+        if found.fits or found.available_bytes is None:
             return found
         if found.available_bytes < RUNTIME_BYTES + MARGIN_BYTES:
             return None  # not even an empty model would, and each plan takes a while
@@ -280,7 +280,7 @@ def _resident(model) -> dict[str, int]:
             parts["scales"] += node.packed.nbytes - data
             counted += node.packed.nbytes
         elif isinstance(node, PackedTable):
-            parts[path[-1]] += node.packed.nbytes
+            parts[str(path[-1])] += node.packed.nbytes
             counted += node.packed.nbytes
     parts["norms"] = _nbytes(nnx.state(model)) - counted
     return parts

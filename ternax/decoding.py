@@ -62,6 +62,7 @@ class DecodeRun:
 
     Attributes:
       config, workload: the model that runs and what it does.
+      flags_text: the command line.
       whole: layers of the whole model.
       device: the JAX device that runs.
       backend: the name of the kernel backend that runs.
@@ -81,7 +82,7 @@ class DecodeRun:
         flags_text: str = "",
     ):
         """Raises what `run` raises, but for DoesNotFit: `plan.fits` tells."""
-        self.config, self.workload = config, workload
+        self.config, self.workload, self.flags_text = config, workload, flags_text
         self.whole = layers_of or config.num_layers
         self.device = first_device()
         self.common = dict(
@@ -169,8 +170,9 @@ class DecodeRun:
     def _peak(self) -> dict[str, int]:
         """The most memory held since the plan phase, where that is known."""
         found = measure.peak_resident_bytes(self.device)
-        known = found is not None and found > self._peak_before
-        return {"peak_memory_bytes": found} if known else {}
+        if found is None or found <= self._peak_before:
+            return {}
+        return {"peak_memory_bytes": found}
 
     def _read_bandwidth(self) -> measure.Bandwidth:
         return measure.read_bandwidth(seconds=0.5, device=self.device)

@@ -49,31 +49,88 @@ def test_percentile_of_nothing(samples, q):
 MEMINFO = "MemTotal:  8388608 kB\nMemFree:  10 kB\nMemAvailable:  4194304 kB\n"  # 8 and 4 GiB
 
 
-@pytest.mark.parametrize("name, files, total, available", [
-    ("no control group", {}, 8, 4),
-    ("v2, unlimited", {"proc/self/cgroup": "0::/\n", "cgroup/memory.max": "max\n",
-                       "cgroup/memory.current": "5\n"}, 8, 4),
-    ("v2", {"proc/self/cgroup": "0::/\n", "cgroup/memory.max": f"{3 * GIB}\n",
-            "cgroup/memory.current": f"{2 * GIB}\n"}, 3, 1),
-    ("v2, with page cache", {
-        "proc/self/cgroup": "0::/\n", "cgroup/memory.max": f"{3 * GIB}\n",
-        "cgroup/memory.current": f"{2 * GIB}\n",
-        "cgroup/memory.stat": f"anon 1\ninactive_file {GIB}\n"}, 3, 2),
-    ("v2, the parent's limit", {
-        "proc/self/cgroup": "0::/a/b\n", "cgroup/a/b/memory.max": "max\n",
-        "cgroup/a/b/memory.current": "0\n", "cgroup/a/memory.max": f"{2 * GIB}\n",
-        "cgroup/a/memory.current": "0\n"}, 2, 2),
-    ("v2, a path of the host's", {
-        "proc/self/cgroup": "0::/system/docker-1\n", "cgroup/memory.max": f"{2 * GIB}\n",
-        "cgroup/memory.current": f"{GIB}\n"}, 2, 1),
-    ("v1", {"proc/self/cgroup": "9:cpu:/x\n4:memory:/job\n0::/\n",
-            "cgroup/memory/job/memory.limit_in_bytes": f"{2 * GIB}\n",
-            "cgroup/memory/job/memory.usage_in_bytes": f"{GIB}\n",
-            "cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
-            "cgroup/memory/memory.usage_in_bytes": f"{GIB}\n"}, 2, 1),
-    ("v2, over its limit", {"proc/self/cgroup": "0::/\n", "cgroup/memory.max": f"{GIB}\n",
-                            "cgroup/memory.current": f"{2 * GIB}\n"}, 1, 0),
-], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "name, files, total, available",
+    [
+        ("no control group", {}, 8, 4),
+        (
+            "v2, unlimited",
+            {
+                "proc/self/cgroup": "0::/\n",
+                "cgroup/memory.max": "max\n",
+                "cgroup/memory.current": "5\n",
+            },
+            8,
+            4,
+        ),
+        (
+            "v2",
+            {
+                "proc/self/cgroup": "0::/\n",
+                "cgroup/memory.max": f"{3 * GIB}\n",
+                "cgroup/memory.current": f"{2 * GIB}\n",
+            },
+            3,
+            1,
+        ),
+        (
+            "v2, with page cache",
+            {
+                "proc/self/cgroup": "0::/\n",
+                "cgroup/memory.max": f"{3 * GIB}\n",
+                "cgroup/memory.current": f"{2 * GIB}\n",
+                "cgroup/memory.stat": f"anon 1\ninactive_file {GIB}\n",
+            },
+            3,
+            2,
+        ),
+        (
+            "v2, the parent's limit",
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "cgroup/a/b/memory.max": "max\n",
+                "cgroup/a/b/memory.current": "0\n",
+                "cgroup/a/memory.max": f"{2 * GIB}\n",
+                "cgroup/a/memory.current": "0\n",
+            },
+            2,
+            2,
+        ),
+        (
+            "v2, a path of the host's",
+            {
+                "proc/self/cgroup": "0::/system/docker-1\n",
+                "cgroup/memory.max": f"{2 * GIB}\n",
+                "cgroup/memory.current": f"{GIB}\n",
+            },
+            2,
+            1,
+        ),
+        (
+            "v1",
+            {
+                "proc/self/cgroup": "9:cpu:/x\n4:memory:/job\n0::/\n",
+                "cgroup/memory/job/memory.limit_in_bytes": f"{2 * GIB}\n",
+                "cgroup/memory/job/memory.usage_in_bytes": f"{GIB}\n",
+                "cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+                "cgroup/memory/memory.usage_in_bytes": f"{GIB}\n",
+            },
+            2,
+            1,
+        ),
+        (
+            "v2, over its limit",
+            {
+                "proc/self/cgroup": "0::/\n",
+                "cgroup/memory.max": f"{GIB}\n",
+                "cgroup/memory.current": f"{2 * GIB}\n",
+            },
+            1,
+            0,
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_memory_is_the_least_of_all_limits(fake, name, files, total, available):
     write(fake, {"proc/meminfo": MEMINFO} | files)
     assert measure.memory_total_bytes() == total * GIB
@@ -154,15 +211,30 @@ def test_energy_is_absent_where_nothing_tells(fake):
 
 
 def test_energy_of_packages_counts_each_once_and_wraps(fake):
-    counters = {"intel-rapl:0": ("package-0", "1000000"), "intel-rapl:1": ("package-1", "9000000"),
-                "intel-rapl:0:0": ("core", "500"), "intel-rapl-mmio:0": ("package-0", "1000000"),
-                "intel-rapl:2": ("psys", "7")}
+    counters = {
+        "intel-rapl:0": ("package-0", "1000000"),
+        "intel-rapl:1": ("package-1", "9000000"),
+        "intel-rapl:0:0": ("core", "500"),
+        "intel-rapl-mmio:0": ("package-0", "1000000"),
+        "intel-rapl:2": ("psys", "7"),
+    }
     for name, (domain, energy) in counters.items():
-        write(fake, {f"powercap/{name}/name": f"{domain}\n", f"powercap/{name}/energy_uj": energy,
-                     f"powercap/{name}/max_energy_range_uj": "10000000\n"})
+        write(
+            fake,
+            {
+                f"powercap/{name}/name": f"{domain}\n",
+                f"powercap/{name}/energy_uj": energy,
+                f"powercap/{name}/max_energy_range_uj": "10000000\n",
+            },
+        )
     with measure.energy_meter() as meter:
-        write(fake, {"powercap/intel-rapl:0/energy_uj": "3000000\n",
-                     "powercap/intel-rapl:1/energy_uj": "500000\n"})  # 1.5 J, past the range
+        write(
+            fake,
+            {
+                "powercap/intel-rapl:0/energy_uj": "3000000\n",
+                "powercap/intel-rapl:1/energy_uj": "500000\n",
+            },
+        )  # 1.5 J, past the range
     write(fake, {"powercap/intel-rapl:0/energy_uj": "8000000\n"})  # after the end: not counted
     assert meter.sources == ("rapl:package-0", "rapl:package-1")
     assert meter.joules == pytest.approx(2.0 + 1.5)
@@ -175,14 +247,19 @@ def test_energy_that_stops_being_told_is_absent(fake):
     assert meter.joules is None
 
 
-@pytest.mark.parametrize("visible, sources", [
-    (None, ("nvml:0", "nvml:1")), ("1", ("nvml:1",)), ("GPU-ab,0", ("nvml:GPU-ab", "nvml:0"))])
+@pytest.mark.parametrize(
+    "visible, sources",
+    [(None, ("nvml:0", "nvml:1")), ("1", ("nvml:1",)), ("GPU-ab,0", ("nvml:GPU-ab", "nvml:0"))],
+)
 def test_energy_of_gpus(fake, monkeypatch, visible, sources):
     millijoules = iter(range(0, 100_000, 1000))
     nvml = types.SimpleNamespace(
-        nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: 2,
-        nvmlDeviceGetHandleByIndex=lambda i: i, nvmlDeviceGetHandleByUUID=lambda u: u,
-        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(millijoules))
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda i: i,
+        nvmlDeviceGetHandleByUUID=lambda u: u,
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(millijoules),
+    )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -197,11 +274,21 @@ def test_energy_of_gpus(fake, monkeypatch, visible, sources):
 # --- Processor ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text, model, sets", [
-    ("model name\t: Some CPU @ 2GHz\nflags\t\t: sse avx2 avx512f avx512_vnni\n",
-     "Some CPU @ 2GHz", ("avx2", "avx512f", "avx512_vnni")),
-    ("Hardware\t: Board\nFeatures\t: fp asimd asimddp i8mm\n", "Board",
-     ("asimd", "asimddp", "i8mm"))])
+@pytest.mark.parametrize(
+    "text, model, sets",
+    [
+        (
+            "model name\t: Some CPU @ 2GHz\nflags\t\t: sse avx2 avx512f avx512_vnni\n",
+            "Some CPU @ 2GHz",
+            ("avx2", "avx512f", "avx512_vnni"),
+        ),
+        (
+            "Hardware\t: Board\nFeatures\t: fp asimd asimddp i8mm\n",
+            "Board",
+            ("asimd", "asimddp", "i8mm"),
+        ),
+    ],
+)
 def test_processor(fake, text, model, sets):
     write(fake, {"proc/cpuinfo": text})
     assert measure.cpu_model() == model

@@ -24,10 +24,23 @@ from ternax.table import format_metric, table
 
 
 def make(**changes) -> Record:
-    fields = dict(experiment="decode", config="70b", scheme="absmean", inputs="int8",
-                  backend="reference", device="some processor", layers=80, batch=1, context=512,
-                  phase="decode", kind="measured", samples=[0.9, 1.1, 1.0], sample_unit="s/token",
-                  metrics={"tokens_per_s": 1.0}, flags="--config=70b")
+    fields = dict(
+        experiment="decode",
+        config="70b",
+        scheme="absmean",
+        inputs="int8",
+        backend="reference",
+        device="some processor",
+        layers=80,
+        batch=1,
+        context=512,
+        phase="decode",
+        kind="measured",
+        samples=[0.9, 1.1, 1.0],
+        sample_unit="s/token",
+        metrics={"tokens_per_s": 1.0},
+        flags="--config=70b",
+    )
     return Record(**(fields | changes))
 
 
@@ -35,11 +48,34 @@ def make(**changes) -> Record:
 
 
 def test_promised_names_are_there():
-    assert {"experiment", "config", "scheme", "backend", "device", "layers", "batch", "context",
-            "phase", "kind", "samples", "versions", "commit", "metrics"} <= make().to_dict().keys()
-    assert {"tokens_per_s", "bound_tokens_per_s", "share_of_bound", "bytes_per_step",
-            "read_bandwidth_gb_per_s", "ttft_ms", "tpot_ms_p50", "tpot_ms_p99",
-            "peak_memory_bytes", "planned_memory_bytes"} <= METRICS.keys()
+    assert {
+        "experiment",
+        "config",
+        "scheme",
+        "backend",
+        "device",
+        "layers",
+        "batch",
+        "context",
+        "phase",
+        "kind",
+        "samples",
+        "versions",
+        "commit",
+        "metrics",
+    } <= make().to_dict().keys()
+    assert {
+        "tokens_per_s",
+        "bound_tokens_per_s",
+        "share_of_bound",
+        "bytes_per_step",
+        "read_bandwidth_gb_per_s",
+        "ttft_ms",
+        "tpot_ms_p50",
+        "tpot_ms_p99",
+        "peak_memory_bytes",
+        "planned_memory_bytes",
+    } <= METRICS.keys()
 
 
 def test_every_metric_is_documented():
@@ -60,7 +96,10 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 @hypothesis.given(
     samples=st.lists(finite, max_size=4),
     metrics=st.dictionaries(st.sampled_from(list(METRICS)), finite | st.integers(), max_size=5),
-    note=st.text(), incomplete=st.booleans(), batch=st.integers(0, 2**40))
+    note=st.text(),
+    incomplete=st.booleans(),
+    batch=st.integers(0, 2**40),
+)
 def test_round_trip_through_json(samples, metrics, note, incomplete, batch):
     before = make(samples=samples, metrics=metrics, note=note, incomplete=incomplete, batch=batch)
     line = json.dumps(before.to_dict(), allow_nan=False)
@@ -73,14 +112,31 @@ def test_numpy_scalars_become_plain_numbers():
     assert [type(value) for value in metrics.values()] == [float, int]
 
 
-@pytest.mark.parametrize("changes", [
-    {"phase": "dance"}, {"kind": "guessed"}, {"layers": -1}, {"layers": 1.5}, {"batch": True},
-    {"seed": None}, {"config": 70}, {"samples": [1.0, math.nan]}, {"samples": ["1"]},
-    {"samples": 1.0}, {"samples": [1.0], "sample_unit": ""}, {"metrics": []},
-    {"metrics": {"tokens_per_s": math.nan}}, {"metrics": {"tokens_per_s": math.inf}},
-    {"metrics": {"tokens_per_s": None}}, {"metrics": {"tokens_per_s": True}},
-    {"metrics": {"tokens_per_sec": 1.0}}, {"incomplete": 1}, {"schema": 2},
-], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"phase": "dance"},
+        {"kind": "guessed"},
+        {"layers": -1},
+        {"layers": 1.5},
+        {"batch": True},
+        {"seed": None},
+        {"config": 70},
+        {"samples": [1.0, math.nan]},
+        {"samples": ["1"]},
+        {"samples": 1.0},
+        {"samples": [1.0], "sample_unit": ""},
+        {"metrics": []},
+        {"metrics": {"tokens_per_s": math.nan}},
+        {"metrics": {"tokens_per_s": math.inf}},
+        {"metrics": {"tokens_per_s": None}},
+        {"metrics": {"tokens_per_s": True}},
+        {"metrics": {"tokens_per_sec": 1.0}},
+        {"incomplete": 1},
+        {"schema": 2},
+    ],
+    ids=str,
+)
 def test_bad_values_are_refused_in_one_line(changes):
     with pytest.raises(UsageError) as caught:
         make(**changes)
@@ -116,8 +172,12 @@ def test_store_writes_all_forms(tmp_path):
         for item in records:
             store.append(item)
     directory = store.directory
-    assert sorted(os.listdir(directory)) == ["report.md", "results.csv", "results.json",
-                                             "results.jsonl"]
+    assert sorted(os.listdir(directory)) == [
+        "report.md",
+        "results.csv",
+        "results.json",
+        "results.jsonl",
+    ]
     assert record.read_records(directory / "results.jsonl") == records
     loaded = json.loads((directory / "results.json").read_text())
     assert [Record.from_dict(values) for values in loaded] == records
@@ -143,7 +203,7 @@ def test_torn_last_line_is_dropped_wherever_it_tore(tmp_path):
     store.append(make(batch=2))
     both = store.path.read_bytes()
     for cut in (1, 2, 50, len(both) - len(whole) - 1):
-        store.path.write_bytes(both[:len(whole) + cut])
+        store.path.write_bytes(both[: len(whole) + cut])
         assert [r.batch for r in record.read_records(store.path)] == [1]
         again = Store(tmp_path)
         again.append(make(batch=3))
@@ -173,8 +233,11 @@ def test_full_disk_keeps_what_was_written(tmp_path, monkeypatch):
     assert caught.value.exit_code == 6 and "\n" not in str(caught.value)
     assert store.path.read_bytes() == before
     store.append(make(batch=3))
-    assert [r.batch for r in record.read_records(store.path)] == [1, 3] == [
-        r.batch for r in store.records]
+    assert (
+        [r.batch for r in record.read_records(store.path)]
+        == [1, 3]
+        == [r.batch for r in store.records]
+    )
 
 
 def test_a_write_cut_short_by_the_system_leaves_no_half_line(tmp_path):
@@ -244,9 +307,13 @@ def test_latest_follows_the_newest_run(tmp_path, monkeypatch):
 
 def many_records():
     long = {name: 123456789.123 for name in METRICS}
-    return [make(metrics=long), make(kind="predicted", samples=[]),
-            make(phase="create", samples=[52.0], sample_unit="s", metrics={"create_s": 52.0}),
-            make(config="x" * 200, incomplete=True), make(kind="extrapolated", batch=7)]
+    return [
+        make(metrics=long),
+        make(kind="predicted", samples=[]),
+        make(phase="create", samples=[52.0], sample_unit="s", metrics={"create_s": 52.0}),
+        make(config="x" * 200, incomplete=True),
+        make(kind="extrapolated", batch=7),
+    ]
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -261,8 +328,17 @@ def test_tables_are_narrow_and_never_mix_kinds(width):
 
 def test_records_that_differ_in_everything_still_fit():
     fields = ("experiment", "config", "scheme", "inputs", "backend", "device")
-    records = [make(**{name: f"{name}{i}" * 9 for name in fields}, layers=i, batch=i, context=i,
-                    seed=i, incomplete=bool(i)) for i in range(3)]
+    records = [
+        make(
+            **{name: f"{name}{i}" * 9 for name in fields},
+            layers=i,
+            batch=i,
+            context=i,
+            seed=i,
+            incomplete=bool(i),
+        )
+        for i in range(3)
+    ]
     assert max(map(len, table(records).splitlines())) <= 100
 
 
@@ -276,10 +352,17 @@ def test_nothing_gives_an_empty_table():
     assert "Nothing was measured" in record.report([])
 
 
-@pytest.mark.parametrize("name, value, text", [
-    ("peak_memory_bytes", 3 * 2**30, "3.00 GiB"), ("bytes_per_step", 5, "5 B"),
-    ("share_of_bound", 0.687, "68.7 %"), ("parameters", 70553706496, "70,553,706,496"),
-    ("tokens_per_s", 1.0331, "1.033"), ("joules", None, "")])
+@pytest.mark.parametrize(
+    "name, value, text",
+    [
+        ("peak_memory_bytes", 3 * 2**30, "3.00 GiB"),
+        ("bytes_per_step", 5, "5 B"),
+        ("share_of_bound", 0.687, "68.7 %"),
+        ("parameters", 70553706496, "70,553,706,496"),
+        ("tokens_per_s", 1.0331, "1.033"),
+        ("joules", None, ""),
+    ],
+)
 def test_metrics_are_readable(name, value, text):
     assert format_metric(name, value) == text
 
@@ -289,8 +372,9 @@ def test_metrics_are_readable(name, value, text):
 
 def test_environment_names_versions_and_sources():
     found = record.environment()
-    assert re.match(r"python 3\.\d+\.\d+, jax [\d.]+, jaxlib [\d.]+, flax [\d.]+, numpy ",
-                    found.versions)
+    assert re.match(
+        r"python 3\.\d+\.\d+, jax [\d.]+, jaxlib [\d.]+, flax [\d.]+, numpy ", found.versions
+    )
     assert re.fullmatch("[0-9a-f]{64}", found.source_sha256)
     assert found.commit == "unknown" or re.fullmatch("[0-9a-f]{12,40}(-dirty)?", found.commit)
     assert make().versions == found.versions
@@ -298,9 +382,14 @@ def test_environment_names_versions_and_sources():
 
 def tree(root, nested):
     """A little checkout, or the same files as a wheel lays them out."""
-    for path, text in {"ternax/provenance.py": "1", "ternax/quant/a.py": "2",
-                       "kernels/cpu/k.cc": "3", "configs/c.py": "4",
-                       "experiments/e.py": "5", "experiments/notes.txt": "6"}.items():
+    for path, text in {
+        "ternax/provenance.py": "1",
+        "ternax/quant/a.py": "2",
+        "kernels/cpu/k.cc": "3",
+        "configs/c.py": "4",
+        "experiments/e.py": "5",
+        "experiments/notes.txt": "6",
+    }.items():
         path = path if path.startswith("ternax") or not nested else f"ternax/{path}"
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
@@ -320,8 +409,12 @@ def test_a_wheel_has_the_hash_of_its_checkout(tmp_path, monkeypatch):
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 def test_commit_knows_dirt_stamps_and_strangers(tmp_path, monkeypatch):
     def git(*arguments):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
-                       cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
 
     monkeypatch.setattr(provenance, "__file__", str(tree(tmp_path, nested=False)))
     assert provenance._commit() == "unknown"

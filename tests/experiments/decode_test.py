@@ -297,8 +297,8 @@ code = decode.main(sys.argv[1:])
 allowed = {}
 for task in os.listdir("/proc/self/task"):
     text = open(f"/proc/self/task/{task}/status").read()
-    allowed[re.search("Name:\s+(\S+)", text)[1]] = re.search(
-        "Cpus_allowed_list:\s+(\S+)", text)[1]
+    allowed[re.search(r"Name:\s+(\S+)", text)[1]] = re.search(
+        r"Cpus_allowed_list:\s+(\S+)", text)[1]
 print("ALLOWED", allowed)
 sys.exit(code)
 """

@@ -268,9 +268,7 @@ def draw_weights(
 
 
 def quantization_config() -> transformers.BitNetQuantConfig:
-    return transformers.BitNetQuantConfig(
-        linear_class="autobitlinear", quantization_mode="online"
-    )
+    return transformers.BitNetQuantConfig(linear_class="autobitlinear", quantization_mode="online")
 
 
 def build_model(case: Case) -> transformers.PreTrainedModel:
@@ -294,9 +292,7 @@ def weight_shapes(model: transformers.PreTrainedModel) -> dict[str, torch.Size]:
     return {name: p.shape for name, p in model.named_parameters()}
 
 
-def load_weights(
-    model: transformers.PreTrainedModel, weights: dict[str, np.ndarray]
-) -> None:
+def load_weights(model: transformers.PreTrainedModel, weights: dict[str, np.ndarray]) -> None:
     state = {k: torch.from_numpy(w.astype(np.float32)) for k, w in weights.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     tied = ["lm_head.weight"] if model.config.tie_word_embeddings else []
@@ -353,16 +349,12 @@ def extend_tokens(
         trials = torch.cat([tokens.expand(len(order), -1), order[:, None]], dim=1)
         distance = activation_tie_distance(model, trials)[:, -1]
         # A margin on the margin: the batch of trials is not the batch stored.
-        (good,) = torch.nonzero(
-            distance >= 1.5 * MIN_ACTIVATION_TIE_DISTANCE, as_tuple=True
-        )
+        (good,) = torch.nonzero(distance >= 1.5 * MIN_ACTIVATION_TIE_DISTANCE, as_tuple=True)
         tokens = trials[good[:1]]
     return tokens
 
 
-def greedy_tokens(
-    model: transformers.PreTrainedModel, prompt: torch.Tensor
-) -> torch.Tensor | None:
+def greedy_tokens(model: transformers.PreTrainedModel, prompt: torch.Tensor) -> torch.Tensor | None:
     """Returns [1, NEW_TOKENS] tokens, or None if they are repetitive or undecided."""
     whole = model.generate(
         prompt,
@@ -414,10 +406,7 @@ def try_seed(
         if new is None:
             return None
         arrays["greedy"] = new.numpy().astype(np.int32)
-    rows = [
-        extend_tokens(model, row, length, rng)
-        for row in [first, *[empty] * (batch - 1)]
-    ]
+    rows = [extend_tokens(model, row, length, rng) for row in [first, *[empty] * (batch - 1)]]
     tokens = torch.cat(rows)
     if activation_tie_distance(model, tokens).min() < MIN_ACTIVATION_TIE_DISTANCE:
         return None
