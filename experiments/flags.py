@@ -27,8 +27,6 @@ again in one process.
 
 import collections.abc
 import dataclasses
-import errno
-import os
 import re
 import shlex
 import sys
@@ -40,8 +38,8 @@ from absl import flags as absl_flags
 
 from ternax import configs, measure
 from ternax.config import INPUTS, ModelConfig
-from ternax.errors import TernaxError, UsageError
-from ternax.experiments import config_flag
+from ternax.errors import UsageError
+from ternax.experiments import config_flag, ending
 from ternax.experiments.config_flag import WIDTH
 
 
@@ -228,13 +226,13 @@ class Command:
             sys.stdout.flush()
             return code
         except BrokenPipeError:
-            _flush_or_discard()
+            ending.flush_or_discard()
             return 141  # as a program that SIGPIPE ends; nobody is there to tell more
         except (Exception, KeyboardInterrupt) as error:
-            _flush_or_discard()
+            ending.flush_or_discard()
             if any(re.fullmatch("--?debug(=true|=t|=1)?", argument) for argument in argv):
                 traceback.print_exc()
-            code, line = describe(error)
+            code, line = ending.describe(error)
             print(f"error: {' '.join(line.split())}", file=sys.stderr)
             return code
 
@@ -378,37 +376,3 @@ def _layers(args) -> int:
             "makes a deeper model"
         )
     return args.layers
-
-
-def describe(error: BaseException) -> tuple[int, str]:
-    """The exit code of an error and the one line that says it."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    if isinstance(error, TernaxError):
-        return error.exit_code, str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted"
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return 3, f"out of memory: {first}; fewer --layers, a smaller --batch or --config need less"
-    if isinstance(error, OSError) and error.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EFBIG,
-    ):
-        place = f"{error.filename}: " if error.filename else ""
-        return 6, f"cannot write: {place}{error.strerror}"
-    return 1, f"unexpected {type(error).__name__}: {first} (--debug shows where)"
-
-
-def _flush_or_discard() -> None:
-    """Writes what stdout still holds or, where it takes no more, gives that up.
-
-    Else the interpreter would try once more at its end, fail, and exit with 120.
-    """
-    try:
-        sys.stdout.flush()
-    except OSError:
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except (OSError, ValueError):  # not a file at all
-            pass

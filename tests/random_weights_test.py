@@ -7,13 +7,14 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from ternax import configs
 from ternax.kernels.packing import has_invalid_codes, pack_numpy, unpack_numpy
-from ternax.random_weights import TRIT_DENSITY, random_model
+from ternax.random_weights import TRIT_DENSITY, _random_rows, random_model
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = configs.get_config("tiny-llama")
@@ -152,6 +153,18 @@ def test_parts_layers_and_neighbours_are_unrelated(wide):
     for name, (one, other) in pairs.items():
         correlation = np.corrcoef(one.ravel(), other.ravel())[0, 1]
         assert abs(correlation) < 4 / np.sqrt(one.size), name
+
+
+def test_both_words_of_a_key_count():
+    """Counters of two tensors may overlap; they are 14 million words long in 70b."""
+    rows = {
+        key: np.asarray(_random_rows(jnp.array(key, jnp.uint32), 0, 64, 64, "trit2", 1.0))
+        for key in ((5, 1), (5, 2), (6, 1))
+    }
+    found = {key: unpack_numpy(words.view(np.uint8), "trit2", 256) for key, words in rows.items()}
+    for other in ((5, 2), (6, 1)):
+        correlation = np.corrcoef(found[5, 1].ravel(), found[other].ravel())[0, 1]
+        assert abs(correlation) < 4 / np.sqrt(found[other].size)
 
 
 @pytest.mark.parametrize("format, high", [("int8", 127), ("int4", 7)])

@@ -44,6 +44,7 @@ BESIDE = ("kernels", "configs", "experiments")
 SHARED_BY_EXPERIMENTS = {
     "ternax.experiments.flags",
     "ternax.experiments.config_flag",
+    "ternax.experiments.ending",
     "ternax.experiments.progress",
 }
 # They run code from data, or weigh more than everything here together.
