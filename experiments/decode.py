@@ -205,7 +205,7 @@ def record_lines(record: Record, job: DecodeRun) -> list[str]:
     if phase != "decode" or not record.samples:
         return []
     part = f" through {record.layers} of {job.whole} layers" if record.layers < job.whole else ""
-    tokens = [int(token) for part in job.generated for token in part[0]]
+    tokens = [int(token) for rows in job.generated for token in rows[0]]
     lines = [
         row(
             "decode",

@@ -291,8 +291,10 @@ def test_run_takes_a_command_line_of_a_scheme_class(tmp_path, capsys):
 # --- Part of a model, text prompts, one thread, a profile ------------------------------------
 
 SCRIPT = r"""
-import os, re, sys
+import functools, os, re, sys
+from ternax import measure
 from ternax.experiments import decode
+measure.read_bandwidth = functools.partial(measure.read_bandwidth, max_bytes=1 << 22)
 code = decode.main(sys.argv[1:])
 allowed = {}
 for task in os.listdir("/proc/self/task"):

@@ -299,12 +299,15 @@ def test_out_dtype_rounds_once(backend):
     assert jax.eval_shape(ternary_matmul, x, w, x_scale=x_scale).dtype == jnp.bfloat16
 
 
-@hypothesis.given(st.integers(0, 2**32 - 1), st.integers(-24, 30))
+@hypothesis.given(st.integers(0, 2**32 - 1), st.integers(-28, 37))
 def test_digits_are_within_their_bound(seed, exponent):
     rng = np.random.default_rng(seed)
     x = (rng.normal(size=(8, 32)) * rng.choice([1, 1e-3], (8, 32))).astype(np.float32)
     x[0], x[1, 0], x[2, 1:] = 0, -5, x[2, 0]  # a row of zeros, a negative peak, one value
     x = x * np.float32(10.0**exponent)
+    # Peaks about the places where the scale steps: powers of two, and 1.984 times them.
+    edges = [127 / 64, np.nextafter(np.float32(127 / 64), 2), 1, np.nextafter(np.float32(2), 0)]
+    x[4:, :1] = np.ldexp(np.float32(edges), np.frexp(np.abs(x[4:]).max(-1))[1])[:, None]
     digits, scale = map(np.asarray, jitted_digits(x))
     assert digits.dtype == np.int8 and digits.shape == (NUM_DIGITS, 8, 32)
     place = np.array([1, 128, 128**2], np.int64)

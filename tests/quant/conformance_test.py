@@ -205,7 +205,9 @@ def shapes_of(spec):
 def test_constant_weights_are_answered(spec, value):
     for shape in shapes_of(spec)[:2]:
         scheme = make(spec, shape)
-        quantized = scheme.quantize(jnp.full(shape, value, jnp.float32))
+        # Not even on the way: what an integer makes of NaN differs between machines.
+        with jax.debug_nans(True):
+            quantized = scheme.quantize(jnp.full(shape, value, jnp.float32))
         check(quantized)
         dense = np.asarray(quantized.dequantize())
         assert np.isfinite(dense).all()
