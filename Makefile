@@ -10,12 +10,13 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env decode test check format clean
+.PHONY: help env decode test check sanitize format clean
 
 help:
 	@echo "make decode    measure how fast a 70b decodes here, as many layers as fit"
 	@echo "make test      run the test suite"
 	@echo "make check     format check, lint and types, as CI runs them"
+	@echo "make sanitize  the C++ kernels under address, undefined-behaviour and thread sanitizers"
 	@echo "make format    rewrite the files as the format check wants them"
 	@echo "make env       only what the others do first: find or make the environment"
 	@echo "make clean     remove what make made, .venv included"
@@ -81,6 +82,9 @@ check: $(READY) | build/types/ternax
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+sanitize: $(READY)
+	$(PY) tests/kernels/cpu/sanitize.py
 
 format: $(READY)
 	$(PY) -m ruff check --fix .

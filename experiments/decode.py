@@ -8,7 +8,6 @@ are the flags, the choice of a model that fits, and the last words.
 """
 
 import dataclasses
-import functools
 import shlex
 import sys
 import textwrap
@@ -275,16 +274,8 @@ def next_command(job: DecodeRun, args) -> str:
 
 def command(args, without: set[str], **changed) -> str:
     """The command line again, some flags left out and some changed or added."""
-    values = {
-        name: functools.reduce(getattr, name.split("."), args)
-        for name in sorted(args.given - {"config"})
-    }
-    words = ["python", "-m", "experiments.decode"]
-    for name, value in (changed | values | changed).items():
-        if name not in without:
-            off = "no" if value is False else ""
-            words.append(f"--{off}{name}" if isinstance(value, bool) else f"--{name}={value}")
-    return shlex.join(words)
+    words = flags.words(args, {"config"} - changed.keys() | without, **changed)
+    return shlex.join(["python", "-m", "experiments.decode", *words])
 
 
 COMMAND = flags.Command(

@@ -27,6 +27,7 @@ again in one process.
 
 import collections.abc
 import dataclasses
+import functools
 import re
 import shlex
 import sys
@@ -93,6 +94,10 @@ class Definer:
 
     def string(self, name, default, text, *, form="TEXT", default_text=""):
         self._add(absl_flags.DEFINE_string, name, default, text, f"={form}", default_text)
+
+    def strings(self, name, text, *, form="TEXT"):
+        """A flag that may be given several times: a list, empty when it is not."""
+        self._add(absl_flags.DEFINE_multi_string, name, [], text, f"={form}", "may be repeated")
 
     def choice(self, name, default, legal, text, *, default_text=""):
         self._add(
@@ -283,6 +288,19 @@ class Command:
                     subsequent_indent=" " * 28,
                 )
         return "\n".join(lines)
+
+
+def words(args, without: collections.abc.Collection[str] = (), **changed) -> list[str]:
+    """The given flags as arguments again: first `changed`, then the rest but for `without`."""
+    given = sorted(name for name in args.given if name not in without)
+    values = {name: functools.reduce(getattr, name.split("."), args) for name in given}
+    if "config" in values:
+        values["config"] = args.config.name.partition("(")[0]
+    out = []
+    for name, value in (changed | values | changed).items():
+        off = "no" if value is False else ""
+        out.append(f"--{off}{name}" if isinstance(value, bool) else f"--{name}={value}")
+    return out
 
 
 def _sort_arguments(define: Definer, argv: list[str]):

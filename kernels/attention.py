@@ -1,4 +1,4 @@
-"""`cache_attention`: attention of the newest tokens over a KV cache, on any backend.
+"""Attention of the newest tokens over a KV cache, on any backend.
 
 The cache holds all layers; the layer's index goes in, and no block is copied before it
 is dequantized. Cost follows the context in use, not the cache's size.
@@ -10,12 +10,10 @@ from jax import lax
 
 from .backends import choose
 from .cpu import backend as cpu
-from .packing import bits_to_float
+from .packing import bits_to_float, float_to_bits
 
 # Slots the reference reads and dequantizes at a time; a cache holds whole blocks.
 BLOCK_SLOTS = 256
-# More new tokens than this are a matrix product, which XLA does well.
-_MOST_KERNEL_TOKENS = 4
 _MASKED = -1e30
 
 
@@ -24,13 +22,40 @@ def block_slots(slots: int) -> int:
     return min(BLOCK_SLOTS, slots)
 
 
-def cache_attention(
-    q, k, v, k_scale, v_scale, start, length, layer, *, backend: str | None = None
-) -> jax.Array:
-    """Causal attention of T new tokens, whose keys and values the cache holds already.
+def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates pairs (x[i], x[i + E/2]). x: [B, T, H, E]; table: cosines and sines
+    [B, T, 1, E / 2]."""
+    cos, sin = table
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def write(store, scale_store, new, length, layer):
+    """Puts new keys or values f32 [B, T, G, E] into slots length .. length + T of a layer.
+
+    Returns the updated (store, scale_store), as for `step_attention`.
+    """
+    new = jnp.swapaxes(new, 1, 2)  # [B, G, T, E]
+    at = (layer, 0, 0, length, 0)
+    if scale_store is None:
+        format = "bf16" if store.dtype == jnp.uint16 else "f32"
+        return lax.dynamic_update_slice(store, float_to_bits(new, format)[None], at), None
+    scale = jnp.maximum(jnp.max(jnp.abs(new), axis=-1), 1e-8) / 127
+    codes = jnp.round(new / scale[..., None]).astype(jnp.int8)
+    return (
+        lax.dynamic_update_slice(store, codes[None], at),
+        lax.dynamic_update_slice(scale_store, scale[None], at[:-1]),
+    )
+
+
+def step_attention(
+    qkv, rope, k, v, k_scale, v_scale, start, length, layer, *, backend: str | None = None
+):
+    """Rotates new queries and keys, appends keys and values to the cache, and attends.
 
     Args:
-      q: f32 [B, T, H, E], tokens at slots length .. length + T.
+      qkv: f32 [B, T, (H + 2 G) E]: queries, keys and values side by side, not yet rotated.
+      rope: cosines and sines at the tokens' positions, two f32 [B, T, 1, E / 2].
       k, v: [L, B, G, S, E]: uint16 (the bits of bf16), int8 or f32; S is a whole number
         of `block_slots(S)`.
       k_scale, v_scale: f32 [L, B, G, S] for int8 (value = code * scale), else None.
@@ -40,16 +65,27 @@ def cache_attention(
       backend: a name in BACKENDS; None takes the platform's fastest.
 
     Returns:
-      f32 [B, T, H, E]; zero for a query whose row has no slot in use yet.
+      (f32 [B, T, H, E], k, v, k_scale, v_scale), the cache with T tokens more; zero for a
+      query whose row has no slot in use yet.
     """
     chosen = choose(jax.default_backend(), name=backend).name
-    if chosen == "cpu" and q.shape[1] <= _MOST_KERNEL_TOKENS:
-        return cpu.attend(q, k, v, k_scale, v_scale, start, length, layer)
-    return reference(q, k, v, k_scale, v_scale, start, length, layer)
+    if chosen == "cpu":
+        return cpu.step(qkv, rope, k, v, k_scale, v_scale, start, length, layer)
+    groups, width = k.shape[2], k.shape[4]
+    x = qkv.reshape(*qkv.shape[:2], -1, width)
+    q, new_k, new_v = jnp.split(x, [x.shape[2] - 2 * groups, x.shape[2] - groups], axis=2)
+    k, k_scale = write(k, k_scale, rotate(new_k, rope), length, layer)
+    v, v_scale = write(v, v_scale, new_v, length, layer)
+    out = cache_attention(rotate(q, rope), k, v, k_scale, v_scale, start, length, layer)
+    return out, k, v, k_scale, v_scale
 
 
-def reference(q, k, v, k_scale, v_scale, start, length, layer) -> jax.Array:
-    """`cache_attention` in XLA: a running softmax over the blocks in use."""
+def cache_attention(q, k, v, k_scale, v_scale, start, length, layer) -> jax.Array:
+    """Causal attention in XLA over a cache that holds the new tokens already.
+
+    q: f32 [B, T, H, E], rotated, tokens at slots length .. length + T; the rest as for
+    `step_attention`. A running softmax over the blocks in use: f32 [B, T, H, E].
+    """
     batch, tokens, heads, width = q.shape
     groups, block = k.shape[2], block_slots(k.shape[3])
     q = jnp.moveaxis(q.reshape(batch, tokens, groups, heads // groups, width), 1, 3)

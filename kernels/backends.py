@@ -25,16 +25,19 @@ class Backend:
         `x` and `w` may be None: then only the platform is judged.
       run: (digits, x_scale, w, layer, config) -> see `reference.run`.
       heuristic: (x, w) -> config, a mapping of the backend's own settings.
+      project: (x, norm, w, residual, layer, *, gate, eps) -> see `cpu.backend.project`: the
+        product with what stands round it in one call. None: it is composed of XLA's parts.
     """
 
     name: str
     why_not: Callable[[str, Any, Any], str | None]
     run: Callable[..., Any]
     heuristic: Callable[[Any, Any], Mapping[str, Any]]
+    project: Callable[..., Any] | None = None
 
 
 BACKENDS: dict[str, Backend] = {
-    "cpu": Backend("cpu", cpu.why_not, cpu.run, cpu.heuristic),
+    "cpu": Backend("cpu", cpu.why_not, cpu.run, cpu.heuristic, cpu.project),
     "reference": Backend("reference", reference.why_not, reference.run, reference.heuristic),
 }
 

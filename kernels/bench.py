@@ -67,10 +67,15 @@ def find_shapes(names: str) -> list[tuple[str, int, int, str]]:
 
 
 def find_backends(name: str) -> list[str]:
-    """Those that can run: all that can for "all", else the named ones or an error."""
+    """Those that can run: all that can for "all", else the named ones or an error.
+
+    A name may carry settings of the backend's own: "cpu:isa=avx2:threads=1".
+    """
     platform = jax.default_backend()
     if name != "all":
-        return [choose(platform, name=each).name for each in name.split(",")]
+        for each in name.split(","):
+            choose(platform, name=each.partition(":")[0])
+        return name.split(",")
     found = []
     for each, backend in BACKENDS.items():
         reason = backend.why_not(platform, None, None)
@@ -79,6 +84,12 @@ def find_backends(name: str) -> list[str]:
         else:
             found.append(each)
     return found
+
+
+def settings(backend: str) -> dict[str, int | str]:
+    """What "cpu:isa=avx2:threads=1" sets, numbers as numbers."""
+    pairs = [part.partition("=") for part in backend.split(":")[1:]]
+    return {key: int(value) if value.isdecimal() else value for key, _, value in pairs}
 
 
 def cache_bytes() -> int:
@@ -137,12 +148,22 @@ def _random_data(shape, format) -> jax.Array:
 def _products(backend, x, w: Packed) -> jax.Array:
     """Every layer's product, summed, so that none is left out and x cannot be prepared once."""
 
+    name, own = backend.partition(":")[0], settings(backend)
+    config = dict(BACKENDS[name].heuristic(x, w))
+    if unknown := own.keys() - config.keys():
+        raise UsageError(
+            f"--backend: {name} has no setting {min(unknown)!r}; it has {', '.join(config)}"
+        )
+    config |= own
+
     def body(i, total):
         if x.dtype == jnp.int8:
             rows, scale = x ^ i.astype(jnp.int8), jnp.ones((x.shape[0], 1), jnp.float32)
         else:
             rows, scale = x * i.astype(jnp.float32), None
-        y = ternary_matmul(rows, w, layer=i, x_scale=scale, out_dtype=jnp.float32, backend=backend)
+        y = ternary_matmul(
+            rows, w, layer=i, x_scale=scale, out_dtype=jnp.float32, backend=name, config=config
+        )
         return total + y.sum()
 
     return lax.fori_loop(0, w.data.shape[0], body, jnp.float32(0))
@@ -187,7 +208,12 @@ def measure(backends, shape, batches, seconds: float):
         if format != "trit2":
             x = x.astype(jnp.float32)
         for backend in backends:
-            _products(backend, x, w).block_until_ready()  # compiles
+            try:
+                _products(backend, x, w).block_until_ready()  # compiles
+            except (KeyError, TypeError, ValueError) as error:
+                if isinstance(error, UsageError) or not settings(backend):
+                    raise
+                raise UsageError(f"--backend: {backend!r} cannot run: {error}") from error
             samples: list[float] = []
             rates: list[float] = []
             stop = time.perf_counter() + seconds
@@ -226,7 +252,7 @@ def parse(argv):
     """The flags; numbers are checked here, names where they are looked up."""
     parser = _Parser(prog="python -m ternax.kernels.bench", allow_abbrev=False)
     flag = functools.partial(parser.add_argument, metavar="...")
-    flag("--backend", default="all", help=f"among {', '.join(BACKENDS)}; [all that can run]")
+    flag("--backend", default="all", help=f"of {', '.join(BACKENDS)}, as in cpu:isa=avx2 [all]")
     flag("--shapes", default="70b", help="a model, model:part or KxN, behind commas [70b]")
     flag("--batch", default="1", help="rows of activations, behind commas [1]")
     flag("--seconds", default="1", help=f"a line, {MIN_SAMPLES} samples at least [1]")

@@ -28,7 +28,7 @@ def to_digits(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     x: float [M, K] -> (digits int8 [3, M, K], scale f32 [M, 1]) with
     x ~ (d0 + 128 d1 + 16384 d2) * scale. The scale is a power of two, so that scaling is
     exact and every platform makes the same digits: x is rounded, half to even, to 21 or
-    22 bits of the row's maximum, |error| <= max|x| * 2^-20.98 an element.
+    22 bits of the row's maximum (1e-30 at least), |error| <= maximum * 2^-20.98 an element.
     """
     x = x.astype(jnp.float32)
     peak = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), 1e-30)
@@ -45,6 +45,19 @@ def to_digits(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     d2 = (v - d1) // DIGIT_BASE
     scale = lax.bitcast_convert_type((127 - shift) << 23, jnp.float32)
     return jnp.stack([d0, d1, d2]).astype(jnp.int8), scale
+
+
+def largest_k(format: str) -> int:
+    """The longest K whose int32 sums cannot overflow, whatever codes and activations are.
+
+    Kernels sum codes, 0 .. 2^bits - 1, times activations down to -128 and take the offset
+    off at the end, so the bound is that of the codes and not of the values they stand for.
+    A kernel may also leave codes at their bit position and shift the sums, of 8 lanes or more.
+    """
+    fmt = FORMATS[format]
+    code = 2**fmt.bits - 1
+    in_place = (code << (8 - fmt.bits)) / (8 * fmt.planes)
+    return int((2**31 - 1) // (128 * max(code, in_place)))
 
 
 def ternary_matmul(
@@ -78,7 +91,7 @@ def ternary_matmul(
       BackendError: no backend, or not the named one, can run the call.
       ValueError, TypeError: shapes or dtypes that break the contract.
     """
-    _validate(x, w, layer, x_scale, out_dtype)
+    validate(x, w, layer, x_scale, out_dtype)
     stacked = w if w.data.ndim == 4 else jax.tree.map(lambda leaf: leaf[None], w)
     index = jnp.asarray(0 if layer is None else layer, jnp.int32)
     rows = x.reshape(-1, x.shape[-1])
@@ -176,7 +189,8 @@ def _no_gradient(tree):
     return jax.tree.map(zero, tree)
 
 
-def _validate(x, w: Packed, layer, x_scale, out_dtype):
+def validate(x, w: Packed, layer, x_scale, out_dtype) -> None:
+    """Raises what `ternary_matmul` says it raises; reads only shapes and dtypes."""
     if w.format not in FORMATS and w.format not in FLOAT_FORMATS:
         legal = ", ".join([*FORMATS, *FLOAT_FORMATS])
         raise BackendError(f"packed format must be one of {legal}, found {w.format!r}")
@@ -202,8 +216,13 @@ def _validate(x, w: Packed, layer, x_scale, out_dtype):
         raise ValueError(f"zero must be shaped like scale {w.scale.shape}, found {w.zero.shape}")
     if w.groups > 1 and (k_size % w.groups or (k_size // w.groups) % BLOCK):
         raise ValueError(f"{w.groups} groups must cut K = {k_size} into multiples of {BLOCK}")
-    if integer and k_size * 128 * max(FORMATS[w.format].offset, 3) >= 2**31:
-        raise ValueError(f"K = {k_size} could overflow the int32 accumulator in {w.format}")
+    if k_size < 1:
+        raise ValueError("W has no rows: K must be at least 1")
+    if integer and k_size > largest_k(w.format):
+        raise ValueError(
+            f"K = {k_size} could overflow the int32 accumulator in {w.format}, "
+            f"which holds K up to {largest_k(w.format)}"
+        )
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     if not floating and x.dtype != jnp.int8:
         raise TypeError(f"x must be int8 or float, found {x.dtype}")

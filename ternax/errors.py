@@ -49,6 +49,12 @@ class OutputError(TernaxError):
     exit_code = 6
 
 
+class PeerFailed(TernaxError):
+    """A process beside this one ended badly, or said something that cannot be read."""
+
+    exit_code = 7
+
+
 class Interrupted(TernaxError):
     """Stopped by the user; what was measured is saved and marked incomplete."""
 

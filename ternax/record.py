@@ -52,6 +52,16 @@ METRICS: dict[str, Metric] = {
     "compile_s": Metric("s", "tracing and compiling, apart from any timed step"),
     "gflops_per_s": Metric("1e9 FLOP/s", "two operations for each multiply-add"),
     "gb_per_s": Metric("1e9 bytes/s", "bytes that had to move, over the time it took"),
+    # Beside another program: the samples of such a record are the ratios, a round each.
+    "round": Metric("count", "which round of an interleaved comparison, from 1"),
+    "speed_ratio": Metric("", "our tokens/s over the peer's in the same round, median"),
+    "speed_ratio_low": Metric("", "lower end of the median's 95 % interval"),
+    "speed_ratio_high": Metric("", "upper end of the median's 95 % interval"),
+    # The line through steps of several sizes: t = fixed_ms + bytes / streaming rate.
+    "fixed_ms": Metric("ms", "time of a step that does not grow with its bytes"),
+    "fixed_error_ms": Metric("ms", "standard error of fixed_ms"),
+    "streaming_gb_per_s": Metric("1e9 bytes/s", "bytes a step reads over the time they add"),
+    "worst_residual_share": Metric("fraction", "largest distance of a step from the line"),
     # Memory.
     "peak_memory_bytes": Metric("bytes", "most memory resident up to the end of this phase"),
     "planned_memory_bytes": Metric("bytes", "what the plan said before anything was allocated"),

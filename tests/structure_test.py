@@ -16,6 +16,7 @@ LAYERS = (
     (
         "ternax.kernels",
         "ternax.errors",
+        "ternax.estimate",
         "ternax.interrupt",
         "ternax.machine",
         "ternax.provenance",
@@ -32,6 +33,8 @@ LAYERS = (
     ("ternax.engine", "ternax.cost"),
     ("ternax.workload",),
     ("ternax.decoding",),
+    ("ternax.peer",),
+    ("ternax.comparison",),
     ("ternax.experiments",),
 )
 RANK = {entry: rank for rank, entries in enumerate(LAYERS) for entry in entries}

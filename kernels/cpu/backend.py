@@ -95,36 +95,101 @@ def run(
     return call(flat, x_scale.reshape(-1), w.data, w.scale, zero, layer, **attributes)
 
 
-def attend(q, k, v, k_scale, v_scale, start, length, layer, config=None) -> jax.Array:
-    """Attention of the newest T tokens over one layer of a cache, which holds them already.
+# The gates of a projection's input, as the library numbers them.
+GATES = {None: 0, "silu": 1, "relu2": 2}
+
+
+def project(
+    x: jax.Array,
+    norm: jax.Array | None,
+    w: Packed,
+    residual: jax.Array | None,
+    layer: jax.Array,
+    *,
+    gate: str | None,
+    eps: float,
+    config: Mapping[str, int | str] | None = None,
+) -> jax.Array:
+    """A projection with all that stands round it, in one call: no array between is written.
+
+    residual + int8(norm(gate(x))) W, where int8 is one scale a token. The formulas are those
+    of the compositions in `ternax.nn.linear`, but sums are taken in another order and products
+    may be fused with additions: an input between two int8 codes may take the other one.
 
     Args:
-      q: f32 [B, T, H, E].
-      k, v: [L, B, G, S, E]: uint16 (bf16's bits), int8 or f32.
+      x: f32 [M, K]; with a gate [M, 2 K], act(first half) * second half.
+      norm: f32 [K], RMSNorm's weight, or None.
+      w: integer codes [L, P, N, bytes].
+      residual: f32 [M, N], added to the product, or None.
+      layer: int32 [].
+      gate: a key of GATES.
+      eps: of the norm.
+      config: as for `run`.
+
+    Returns:
+      f32 [M, N].
+    """
+    none = jnp.zeros((0,), jnp.float32)
+    call = jax.ffi.ffi_call(
+        "ternax_project", jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), jnp.float32)
+    )
+    return call(
+        x,
+        none if norm is None else norm,
+        w.data,
+        w.scale,
+        none if w.zero is None else w.zero,
+        layer,
+        none if residual is None else residual,
+        bits=np.int64(FORMATS[w.format].bits),
+        gate=np.int64(GATES[gate]),
+        eps=np.float32(eps),
+        **_attributes(config or heuristic()),
+    )
+
+
+def step(qkv, rope, k, v, k_scale, v_scale, start, length, layer, config=None):
+    """Rotates q and k, puts k and v into the cache in place, and attends.
+
+    Args:
+      qkv: f32 [B, T, (H + 2 G) E], as the fused projection leaves it.
+      rope: cosines and sines, two f32 [B, T, 1, E / 2].
+      k, v: [L, B, G, S, E]: uint16 (bf16's bits), int8 or f32; copied by XLA unless donated.
       k_scale, v_scale: f32 [L, B, G, S] for int8, else None.
       start: int32 [B], first slot in use of each row.
       length: int32 [], slots in use before these tokens.
       layer: int32 [].
 
     Returns:
-      f32 [B, T, H, E].
+      (f32 [B, T, H, E], k, v, k_scale, v_scale).
     """
+    batch, tokens, columns = qkv.shape
+    groups, width = k.shape[2], k.shape[4]
     none = jnp.zeros((0,), jnp.float32)
-    call = jax.ffi.ffi_call("ternax_attend", jax.ShapeDtypeStruct(q.shape, jnp.float32))
-    return call(
-        q,
-        k,
-        v,
-        none if k_scale is None else k_scale,
-        none if v_scale is None else v_scale,
+    cosine, sine = (table.reshape(batch, tokens, width // 2) for table in rope)
+    stores = (k, v, none if k_scale is None else k_scale, none if v_scale is None else v_scale)
+    out = jax.ShapeDtypeStruct((batch, tokens, columns // width - 2 * groups, width), jnp.float32)
+    call = jax.ffi.ffi_call(
+        "ternax_step",
+        (out, *(jax.ShapeDtypeStruct(store.shape, store.dtype) for store in stores)),
+        input_output_aliases={3: 1, 4: 2, 5: 3, 6: 4} if k_scale is not None else {3: 1, 4: 2},
+    )
+    out, k, v, *scales = call(
+        qkv,
+        cosine,
+        sine,
+        *stores,
         start,
         length,
         layer,
         **_attributes(config or heuristic()),
     )
+    return out, k, v, *(scales if k_scale is not None else (None, None))
 
 
 def _attributes(config) -> dict[str, np.int64]:
+    if config["threads"] < 1:
+        raise ValueError(f"threads must be at least 1, found {config['threads']}")
     return dict(
         isa=np.int64(instruction_sets()[config["isa"]]), threads=np.int64(config["threads"])
     )

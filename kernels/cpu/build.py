@@ -19,9 +19,15 @@ import tempfile
 import jax
 
 _HERE = pathlib.Path(__file__).resolve().parent
-_SOURCES = ("kernels.cc", "parallel.h", "body.h")
-_FLAGS = ("-O2", "-std=c++17", "-fPIC", "-shared", "-pthread")
-TARGETS = ("ternax_accumulate", "ternax_matmul", "ternax_attend")
+_HEADERS = ("parallel", "body", "isa", "product", "glue", "attention")
+_SOURCES = ("kernels.cc", *(f"{name}.h" for name in _HEADERS))
+_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread")
+TARGETS = (
+    "ternax_accumulate",
+    "ternax_matmul",
+    "ternax_project",
+    "ternax_step",
+)
 
 
 class BuildError(RuntimeError):
@@ -44,15 +50,24 @@ def cache_directory() -> pathlib.Path:
     return pathlib.Path(os.environ.get("TERNAX_CACHE") or pathlib.Path(home) / "ternax")
 
 
-def _cache_key(cxx: str, flags: tuple[str, ...]) -> str:
+def _cache_key(cxx: str, flags: tuple[str, ...], sources: tuple[str, ...]) -> str:
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
     parts = [importlib.metadata.version("jaxlib"), version, " ".join(flags), platform.machine()]
-    parts += [(_HERE / name).read_text() for name in _SOURCES]
+    parts += [(_HERE / name).read_text() for name in sources]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def build(extra_flags: tuple[str, ...] = ()) -> pathlib.Path:
+def build(
+    extra_flags: tuple[str, ...] = (),
+    sources: tuple[str, ...] = _SOURCES,
+    what: str = "the CPU kernels",
+) -> pathlib.Path:
     """The path of the built library, compiled now if it is not in the cache.
+
+    Args:
+      extra_flags: after the usual ones.
+      sources: files of this folder; the first is compiled, the rest are what it includes.
+      what: the name of the library in the line that says it is being built.
 
     Raises:
       BuildError: no compiler, or it failed; what it said first is in the message.
@@ -61,11 +76,11 @@ def build(extra_flags: tuple[str, ...] = ()) -> pathlib.Path:
     if cxx is None:
         raise BuildError("no C++ compiler found (install g++ or set CXX)")
     flags = (*_FLAGS, *extra_flags)
-    target = cache_directory() / f"libternax-{_cache_key(cxx, flags)}.so"
+    target = cache_directory() / f"libternax-{_cache_key(cxx, flags, sources)}.so"
     if target.is_file():
         return target
     print(
-        f"ternax: building the CPU kernels with {pathlib.Path(cxx).name}, once (10 to 30 s)",
+        f"ternax: building {what} with {pathlib.Path(cxx).name}, once (10 to 30 s)",
         file=sys.stderr,
         flush=True,
     )
@@ -78,7 +93,7 @@ def build(extra_flags: tuple[str, ...] = ()) -> pathlib.Path:
                 *flags,
                 "-isystem",
                 jax.ffi.include_dir(),
-                str(_HERE / "kernels.cc"),
+                str(_HERE / sources[0]),
                 "-o",
                 str(draft),
             ]

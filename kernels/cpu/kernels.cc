@@ -45,17 +45,31 @@ struct Product {
   const float* x_scale;  // [tokens]
   int32_t* acc;          // [tokens, rows] or null
   float* y;              // [tokens, rows] or null
+  const float* residual; // like y, added to it, or null
+};
+
+// What goes into a projection, row by row: gate, norm, int8 codes a token.
+constexpr int kSilu = 1;  // gates: 0 none, 1 silu, 2 squared relu
+struct Entry {
+  const float* x;     // [rows, k_size]; gated [rows, 2 * k_size]: act(first half) * second
+  const float* norm;  // [k_size] or null
+  int64_t k_size;
+  int gate;
+  float eps;
+  int8_t* codes;  // [rows, k_size]
+  float* scale;   // [rows]
 };
 
 // What attention over the cache needs of one layer.
 struct Attention {
-  const float* q;            // [batch, tokens, heads, width]
-  const void *k, *v;         // [batch, groups, slots, width] of one layer
-  const float *k_scale, *v_scale;  // [batch, groups, slots] or null
+  const float* qkv;          // [batch, tokens, (heads + 2 * groups) * width], not yet rotated
+  const float *cosine, *sine;  // [batch, tokens, width / 2]
+  void *k, *v;               // [batch, groups, slots, width] of one layer
+  float *k_scale, *v_scale;  // [batch, groups, slots], for int8
   const int32_t* start;      // [batch]
   int64_t length, batch, tokens, heads, groups, slots, width;
   int store;                 // bytes of a stored value: 1 int8, 2 bf16, 4 f32
-  float* out;                // like q
+  float* out;                // [batch, tokens, heads, width]
 };
 
 constexpr int kOffset[9] = {0, 0, 1, 0, 8, 0, 0, 0, 128};
@@ -104,51 +118,29 @@ struct Isa {
   const char* name;
   bool (*supported)();
   int64_t vector_bytes;
+  void (*prepare)(const Product&, const int8_t* x, int64_t k_size, int64_t row, int8_t* out, int32_t* sums);
   void (*rows)(const Product&, int64_t first, int64_t last);
-  void (*attend)(const Attention&, int64_t pair, float* scratch);
+  void (*enter)(const Entry&, int64_t row, float* memory);
+  void (*keep)(const Attention&, int64_t pair, int64_t first, int64_t last, float* row);
+  void (*attend)(const Attention&, int64_t pair, int64_t first, int64_t last, float* queries, float* memory);
 };
 
+#define TERNAX_ENTRY(isa) isa::kWidth, isa::prepare_row, isa::product_rows, isa::enter_row, isa::keep_tokens, isa::attend_tokens
 static const Isa kIsas[] = {
 #if defined(__x86_64__)
     {"avx512vnni",
      [] { return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"); },
-     avx512vnni::kWidth, avx512vnni::product_rows, avx512vnni::attend_pair},
-    {"avxvnni", [] { return __builtin_cpu_supports("avxvnni") != 0; }, avxvnni::kWidth,
-     avxvnni::product_rows, avxvnni::attend_pair},
+     TERNAX_ENTRY(avx512vnni)},
+    {"avxvnni", [] { return __builtin_cpu_supports("avxvnni") != 0; }, TERNAX_ENTRY(avxvnni)},
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
-     avx2::kWidth, avx2::product_rows, avx2::attend_pair},
+     TERNAX_ENTRY(avx2)},
 #endif
 #if defined(__ARM_FEATURE_DOTPROD)
-    {"neon", [] { return true; }, neon::kWidth, neon::product_rows, neon::attend_pair},
+    {"neon", [] { return true; }, TERNAX_ENTRY(neon)},
 #endif
-    {"portable", [] { return true; }, portable::kWidth, portable::product_rows,
-     portable::attend_pair},
+    {"portable", [] { return true; }, TERNAX_ENTRY(portable)},
 };
-
-// Puts one row of activations in plane order, group by group, padded with zeros to whole
-// vectors: step s, plane p of a group holds the activations of bytes s * width .. of it.
-// kRun codes lie side by side in a block: 2 * bits of them, a divisor of every width.
-template <int kRun>
-static void prepare(const int8_t* x, int64_t k_size, const Product& call, int64_t width, int64_t row,
-                    int8_t* out, int32_t* sums, int64_t total_rows) {
-  constexpr int kPlanes = 16 / kRun;
-  const int64_t group_bytes = call.row_bytes / call.groups;
-  const int64_t steps = (group_bytes + width - 1) / width;
-  if (group_bytes % width) std::memset(out, 0, call.x_stride);
-  for (int64_t g = 0; g < call.groups; g++) {
-    int32_t sum = 0;
-    for (int64_t byte = 0; byte < group_bytes; byte += kRun) {
-      const int64_t k0 = (g * group_bytes + byte) / kRun * 16;
-      int8_t block[16] = {};
-      std::memcpy(block, x + k0, std::min<int64_t>(16, k_size - k0));
-      for (int i = 0; i < 16; i++) sum += block[i];
-      int8_t* to = out + (g * steps + byte / width) * width * kPlanes + byte % width;
-      for (int p = 0; p < kPlanes; p++) std::memcpy(to + p * width, block + p * kRun, kRun);
-    }
-    sums[g * total_rows + row] = sum;
-  }
-}
 
 // Rows of W one thread takes at a time: about 128 KiB of weights.
 static int64_t chunk_rows(int64_t row_bytes, int64_t rows, int threads) {
@@ -165,13 +157,12 @@ static void run_product(Product call, const int8_t* x, int64_t k_size, const Isa
   auto buffer = scratch<int8_t>(0, rows * call.x_stride + 64);
   auto sums = scratch<int32_t>(1, rows * call.groups);
   int8_t* aligned = buffer + (64 - reinterpret_cast<uintptr_t>(buffer) % 64) % 64;
-  parallel_for(pool, rows, 1 + (1 << 16) / std::max<int64_t>(1, k_size), [&](int64_t first, int64_t last) {
-    const auto put = call.bits == 2 ? prepare<4> : call.bits == 4 ? prepare<8> : prepare<16>;
-    for (int64_t r = first; r < last; r++)
-      put(x + r * k_size, k_size, call, isa.vector_bytes, r, aligned + r * call.x_stride, sums, rows);
-  });
   call.x = aligned;
   call.sums = sums;
+  parallel_for(pool, rows, 1 + (1 << 16) / std::max<int64_t>(1, k_size), [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; r++)
+      isa.prepare(call, x + r * k_size, k_size, r, aligned + r * call.x_stride, sums);
+  });
   parallel_for(pool, call.rows, chunk_rows(call.row_bytes, call.rows, pool.threads),
                [&](int64_t first, int64_t last) { isa.rows(call, first, last); });
 }
@@ -180,16 +171,35 @@ static ffi::Error check(bool ok, const char* what) {
   return ok ? ffi::Error::Success() : ffi::Error::InvalidArgument(what);
 }
 
+// The weights of one layer of a stack: data u8 [L, P, N, bytes], scale f32 [L, P, G, 1 or N],
+// zero like scale or empty.
+static Product weights(ffi::Buffer<ffi::U8>& data, ffi::Buffer<ffi::F32>& scale, ffi::Buffer<ffi::F32>& zero,
+                       int64_t layer, int64_t bits) {
+  auto d = data.dimensions();
+  auto s = scale.dimensions();
+  Product call{};
+  call.data = data.typed_data() + layer * d[1] * d[2] * d[3];
+  call.scale = scale.typed_data() + layer * s[1] * s[2] * s[3];
+  call.zero = zero.element_count() ? zero.typed_data() + layer * s[1] * s[2] * s[3] : nullptr;
+  call.rows = d[2], call.row_bytes = d[3], call.planes = d[1];
+  call.groups = s[2], call.scale_columns = s[3];
+  call.bits = bits;
+  return call;
+}
+
+static bool in_stack(ffi::Buffer<ffi::S32>& layer, int64_t layers) {
+  return layer.typed_data()[0] >= 0 && layer.typed_data()[0] < layers;
+}
+
 // x s8 [R, K], data u8 [L, P, N, bytes], layer s32 -> s32 [R, N]; bits, isa, threads.
 static ffi::Error Accumulate(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::S8> x, ffi::Buffer<ffi::U8> data,
                              ffi::Buffer<ffi::S32> layer, ffi::ResultBuffer<ffi::S32> acc, int64_t bits,
                              int64_t isa, int64_t threads) {
   auto d = data.dimensions();
-  const int64_t index = layer.typed_data()[0];
-  if (index < 0 || index >= d[0] || d[1] != 1)
+  if (!in_stack(layer, d[0]) || d[1] != 1)
     return check(false, "ternax_accumulate: layer out of range, or more than one plane");
   Product call{};
-  call.data = data.typed_data() + index * d[1] * d[2] * d[3];
+  call.data = data.typed_data() + layer.typed_data()[0] * d[1] * d[2] * d[3];
   call.rows = d[2], call.row_bytes = d[3], call.groups = 1, call.planes = 1;
   call.bits = bits, call.digits = 1, call.tokens = x.dimensions()[0];
   call.acc = acc->typed_data();
@@ -198,23 +208,16 @@ static ffi::Error Accumulate(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::S8> x, f
   return ffi::Error::Success();
 }
 
-// x s8 [D * M, K], x_scale f32 [M], data u8 [L, P, N, bytes], scale f32 [L, P, G, 1 or N],
-// zero like scale or empty, layer s32 -> f32 [M, N]; bits, isa, threads.
+// x s8 [D * M, K], x_scale f32 [M], weights, layer s32 -> f32 [M, N]; bits, isa, threads.
 static ffi::Error Matmul(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::S8> x, ffi::Buffer<ffi::F32> x_scale,
                          ffi::Buffer<ffi::U8> data, ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> zero,
                          ffi::Buffer<ffi::S32> layer, ffi::ResultBuffer<ffi::F32> y, int64_t bits,
                          int64_t isa, int64_t threads) {
-  auto d = data.dimensions();
-  auto s = scale.dimensions();
-  const int64_t index = layer.typed_data()[0], tokens = y->dimensions()[0];
-  if (index < 0 || index >= d[0]) return check(false, "ternax_matmul: layer out of range");
-  Product call{};
-  call.data = data.typed_data() + index * d[1] * d[2] * d[3];
-  call.scale = scale.typed_data() + index * s[1] * s[2] * s[3];
-  call.zero = zero.element_count() ? zero.typed_data() + index * s[1] * s[2] * s[3] : nullptr;
-  call.rows = d[2], call.row_bytes = d[3], call.planes = d[1];
-  call.groups = s[2], call.scale_columns = s[3];
-  call.bits = bits, call.tokens = tokens, call.digits = x.dimensions()[0] / tokens;
+  const int64_t tokens = y->dimensions()[0];
+  if (!in_stack(layer, data.dimensions()[0])) return check(false, "ternax_matmul: layer out of range");
+  if (!tokens) return ffi::Error::Success();  // there is no number of digits to find then
+  Product call = weights(data, scale, zero, layer.typed_data()[0], bits);
+  call.tokens = tokens, call.digits = x.dimensions()[0] / tokens;
   call.x_scale = x_scale.typed_data();
   call.y = y->typed_data();
   ThreadPool pool{xla_pool, static_cast<int>(threads)};
@@ -222,55 +225,130 @@ static ffi::Error Matmul(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::S8> x, ffi::
   return ffi::Error::Success();
 }
 
-// q f32 [B, T, H, E], k and v [L, B, G, S, E] (s8, u16 bits of bf16, f32), their scales f32
-// [L, B, G, S] or empty, start s32 [B], length s32, layer s32 -> f32 [B, T, H, E].
-static ffi::Error Attend(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::F32> q, ffi::AnyBuffer k, ffi::AnyBuffer v,
-                         ffi::Buffer<ffi::F32> k_scale, ffi::Buffer<ffi::F32> v_scale,
-                         ffi::Buffer<ffi::S32> start, ffi::Buffer<ffi::S32> length,
-                         ffi::Buffer<ffi::S32> layer, ffi::ResultBuffer<ffi::F32> out, int64_t isa,
-                         int64_t threads) {
+// x f32 [M, K], gated [M, 2 K], norm f32 [K] or empty, weights, layer s32, residual f32 [M, N]
+// or empty -> f32 [M, N]; bits, isa, threads, gate, eps.
+static ffi::Error Project(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> norm,
+                          ffi::Buffer<ffi::U8> data, ffi::Buffer<ffi::F32> scale, ffi::Buffer<ffi::F32> zero,
+                          ffi::Buffer<ffi::S32> layer, ffi::Buffer<ffi::F32> residual,
+                          ffi::ResultBuffer<ffi::F32> y, int64_t bits, int64_t isa, int64_t threads,
+                          int64_t gate, float eps) {
+  if (!in_stack(layer, data.dimensions()[0])) return check(false, "ternax_project: layer out of range");
+  const int64_t rows = x.dimensions()[0], k_size = x.dimensions()[1] / (gate ? 2 : 1);
+  const int64_t norms = norm.element_count(), added = residual.element_count();
+  if ((norms && norms != k_size) || (added && added != rows * data.dimensions()[2]))
+    return check(false, "ternax_project: norm or residual has another shape than the product");
+  Entry entry{x.typed_data(), norm.element_count() ? norm.typed_data() : nullptr, k_size, static_cast<int>(gate), eps,
+              scratch<int8_t>(1, rows * k_size), scratch<float>(0, rows)};
+  ThreadPool pool{xla_pool, static_cast<int>(threads)};
+  parallel_for(pool, rows, 1 + (1 << 16) / std::max<int64_t>(1, k_size), [&](int64_t first, int64_t last) {
+    float* memory = scratch<float>(1, k_size);
+    for (int64_t r = first; r < last; r++) kIsas[isa].enter(entry, r, memory);
+  });
+  Product call = weights(data, scale, zero, layer.typed_data()[0], bits);
+  call.tokens = rows, call.digits = 1;
+  call.x_scale = entry.scale;
+  call.y = y->typed_data();
+  call.residual = residual.element_count() ? residual.typed_data() : nullptr;
+  run_product(call, entry.codes, k_size, kIsas[isa], pool);
+  return ffi::Error::Success();
+}
+
+// One layer of a cache; the rest of the call is the caller's to fill in.
+static Attention cache_of(ffi::AnyBuffer& k, ffi::AnyBuffer& v, ffi::Buffer<ffi::F32>& k_scale,
+                          ffi::Buffer<ffi::F32>& v_scale, ffi::Buffer<ffi::S32>& start,
+                          ffi::Buffer<ffi::S32>& length, int64_t layer) {
   auto d = k.dimensions();
-  auto qd = q.dimensions();
-  const int64_t index = layer.typed_data()[0], per_layer = d[1] * d[2] * d[3];
-  if (index < 0 || index >= d[0]) return check(false, "ternax_attend: layer out of range");
+  const int64_t first = layer * d[1] * d[2] * d[3];
   Attention call{};
-  call.store = k.size_bytes() / k.element_count();
-  call.q = q.typed_data();
-  call.k = static_cast<const char*>(k.untyped_data()) + index * per_layer * d[4] * call.store;
-  call.v = static_cast<const char*>(v.untyped_data()) + index * per_layer * d[4] * call.store;
-  call.k_scale = k_scale.element_count() ? k_scale.typed_data() + index * per_layer : nullptr;
-  call.v_scale = v_scale.element_count() ? v_scale.typed_data() + index * per_layer : nullptr;
+  call.store = k.size_bytes() / std::max<int64_t>(1, k.element_count());
+  call.k = static_cast<char*>(k.untyped_data()) + first * d[4] * call.store;
+  call.v = static_cast<char*>(v.untyped_data()) + first * d[4] * call.store;
+  call.k_scale = k_scale.element_count() ? k_scale.typed_data() + first : nullptr;
+  call.v_scale = v_scale.element_count() ? v_scale.typed_data() + first : nullptr;
   call.start = start.typed_data(), call.length = length.typed_data()[0];
   call.batch = d[1], call.groups = d[2], call.slots = d[3], call.width = d[4];
-  call.tokens = qd[1], call.heads = qd[2];
-  call.out = out->typed_data();
-  if (call.length + call.tokens > call.slots) return check(false, "ternax_attend: the cache is too short");
-  const int64_t queries = call.heads / call.groups * call.tokens;
+  return call;
+}
+
+// Tokens whose queries one task attends with.
+constexpr int64_t kAttendTokens = 16;
+
+static ffi::Error run_attention(ffi::ThreadPool xla_pool, const Attention& call, int64_t isa, int64_t threads) {
+  if (call.length < 0 || call.length + call.tokens > call.slots)
+    return check(false, "ternax attention: the cache is too short");
+  if (!call.tokens) return ffi::Error::Success();
+  const int64_t share = call.heads / call.groups, width = call.width;
   ThreadPool pool{xla_pool, static_cast<int>(threads)};
+  // A task is a row of the batch, a kv head and a few tokens: enough tasks for every thread.
+  const int64_t few = std::min<int64_t>(call.tokens, kAttendTokens);
+  const int64_t blocks = (call.tokens + few - 1) / few, tasks = call.batch * call.groups * blocks;
   // Waking a helper costs more than attending to a short context.
-  const int64_t work = call.batch * call.heads * call.tokens * (call.length + call.tokens) * call.width;
-  parallel_for(pool, call.batch * call.groups, work < (1 << 18) ? call.batch * call.groups : 1, [&](int64_t first, int64_t last) {
-    float* memory = scratch<float>(2, queries * (call.slots + 16) + call.width * 4);
-    for (int64_t pair = first; pair < last; pair++) kIsas[isa].attend(call, pair, memory);
+  const int64_t work = call.batch * call.heads * call.tokens * (call.length + call.tokens) * width;
+  const int64_t chunk = work < (1 << 17) ? tasks : 1;
+  const auto keep = [&](int64_t task) {
+    const int64_t t = task % blocks * few;
+    kIsas[isa].keep(call, task / blocks, t, std::min(t + few, call.tokens), scratch<float>(2, width));
+  };
+  // Later tokens attend to earlier ones of their own prompt, which must be there then.
+  if (blocks > 1)
+    parallel_for(pool, tasks, chunk, [&](int64_t first, int64_t last) {
+      for (int64_t task = first; task < last; task++) keep(task);
+    });
+  parallel_for(pool, tasks, chunk, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; task++) {
+      if (blocks == 1) keep(task);
+      float* queries = scratch<float>(2, few * share * width + 4 * call.slots);
+      const int64_t t = task % blocks * few;
+      kIsas[isa].attend(call, task / blocks, t, std::min(t + few, call.tokens), queries, queries + few * share * width);
+    }
   });
   return ffi::Error::Success();
+}
+
+// qkv f32 [B, T, (H + 2 G) E], cosine and sine f32 [B, T, E / 2], k and v [L, B, G, S, E] (s8,
+// u16 bits of bf16, f32), their scales f32 [L, B, G, S] or empty, start s32 [B], length s32,
+// layer s32 -> f32 [B, T, H, E] and the cache, whose buffers go in and come out as the same
+// memory: q and k are rotated, k and v stored, and then q attends.
+static ffi::Error Step(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::F32> qkv, ffi::Buffer<ffi::F32> cosine,
+                       ffi::Buffer<ffi::F32> sine, ffi::AnyBuffer k, ffi::AnyBuffer v,
+                       ffi::Buffer<ffi::F32> k_scale, ffi::Buffer<ffi::F32> v_scale,
+                       ffi::Buffer<ffi::S32> start, ffi::Buffer<ffi::S32> length, ffi::Buffer<ffi::S32> layer,
+                       ffi::ResultBuffer<ffi::F32> out, ffi::Result<ffi::AnyBuffer> new_k,
+                       ffi::Result<ffi::AnyBuffer> new_v, ffi::ResultBuffer<ffi::F32> new_k_scale,
+                       ffi::ResultBuffer<ffi::F32> new_v_scale, int64_t isa, int64_t threads) {
+  if (!in_stack(layer, k.dimensions()[0])) return check(false, "ternax_step: layer out of range");
+  if (new_k->untyped_data() != k.untyped_data() || new_v->untyped_data() != v.untyped_data() ||
+      (k_scale.element_count() && (new_k_scale->typed_data() != k_scale.typed_data() ||
+                                   new_v_scale->typed_data() != v_scale.typed_data())))
+    return check(false, "ternax_step: the cache must be updated in place");
+  Attention call = cache_of(k, v, k_scale, v_scale, start, length, layer.typed_data()[0]);
+  call.qkv = qkv.typed_data(), call.cosine = cosine.typed_data(), call.sine = sine.typed_data();
+  call.tokens = qkv.dimensions()[1];
+  call.heads = qkv.dimensions()[2] / call.width - 2 * call.groups;
+  call.out = out->typed_data();
+  return run_attention(xla_pool, call, isa, threads);
 }
 
 }  // namespace ternax
 
 #define TERNAX_ATTRS .Attr<int64_t>("isa").Attr<int64_t>("threads")
+#define TERNAX_WEIGHTS .Arg<ffi::Buffer<ffi::U8>>().Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::Buffer<ffi::S32>>()
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ternax_accumulate, ternax::Accumulate,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buffer<ffi::S8>>().Arg<ffi::Buffer<ffi::U8>>()
         .Arg<ffi::Buffer<ffi::S32>>().Ret<ffi::Buffer<ffi::S32>>().Attr<int64_t>("bits") TERNAX_ATTRS);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(ternax_matmul, ternax::Matmul,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buffer<ffi::S8>>().Arg<ffi::Buffer<ffi::F32>>()
-        .Arg<ffi::Buffer<ffi::U8>>().Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::Buffer<ffi::F32>>()
-        .Arg<ffi::Buffer<ffi::S32>>().Ret<ffi::Buffer<ffi::F32>>().Attr<int64_t>("bits") TERNAX_ATTRS);
-XLA_FFI_DEFINE_HANDLER_SYMBOL(ternax_attend, ternax::Attend,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::AnyBuffer>()
-        .Arg<ffi::AnyBuffer>().Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::Buffer<ffi::F32>>()
-        .Arg<ffi::Buffer<ffi::S32>>().Arg<ffi::Buffer<ffi::S32>>().Arg<ffi::Buffer<ffi::S32>>()
-        .Ret<ffi::Buffer<ffi::F32>>() TERNAX_ATTRS);
+        TERNAX_WEIGHTS .Ret<ffi::Buffer<ffi::F32>>().Attr<int64_t>("bits") TERNAX_ATTRS);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ternax_project, ternax::Project,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::Buffer<ffi::F32>>()
+        TERNAX_WEIGHTS .Arg<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>().Attr<int64_t>("bits")
+        TERNAX_ATTRS .Attr<int64_t>("gate").Attr<float>("eps"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ternax_step, ternax::Step,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::Buffer<ffi::F32>>()
+        .Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Arg<ffi::Buffer<ffi::F32>>()
+        .Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::Buffer<ffi::S32>>().Arg<ffi::Buffer<ffi::S32>>()
+        .Arg<ffi::Buffer<ffi::S32>>().Ret<ffi::Buffer<ffi::F32>>().Ret<ffi::AnyBuffer>()
+        .Ret<ffi::AnyBuffer>().Ret<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>() TERNAX_ATTRS);
 
 // The name of instruction set `index`, or null past the last; and whether this CPU has it.
 extern "C" const char* ternax_isa_name(int index) {

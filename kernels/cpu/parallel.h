@@ -1,6 +1,7 @@
 // Work shared over XLA's own intra-op threads, and per-thread scratch memory.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -23,33 +24,55 @@ inline void pause() {
 #endif
 }
 
+// The first chunk of thread i's range.
+inline int64_t range_start(int64_t chunks, int i, int threads) { return chunks * i / threads; }
+
 // Calls body(first, last) over [0, count) in chunks, on the caller and on helpers.
 //
-// The caller claims chunks like everyone else, then cancels helpers that have not begun
-// and waits only for those that have: it cannot deadlock, whatever else the pool runs.
+// Each thread has a contiguous range of its own and takes chunks of the others' once that
+// is done: what a thread asks for ahead of its use is then what it uses next.
+//
+// The caller works like everyone else, then cancels helpers that have not begun and waits
+// only for those that have: it cannot deadlock, whatever else the pool runs.
 template <class Body>
 void parallel_for(ThreadPool& pool, int64_t count, int64_t chunk, const Body& body) {
-  std::atomic<int64_t> next{0};
-  auto work = [&] {
-    for (int64_t first; (first = next.fetch_add(chunk)) < count;)
-      body(first, first + chunk < count ? first + chunk : count);
+  const int64_t chunks = (count + chunk - 1) / chunk;
+  const int threads = static_cast<int>(std::min<int64_t>(pool.threads, chunks));
+  if (threads <= 1) {
+    if (count > 0) body(0, count);
+    return;
+  }
+  struct alignas(64) Range {  // a cache line each
+    std::atomic<int64_t> next;
+    int64_t end;
   };
-  if (pool.threads <= 1 || count <= chunk) return work();
+  std::vector<Range> ranges(threads);
+  for (int i = 0; i < threads; i++) {
+    ranges[i].next = range_start(chunks, i, threads) * chunk;
+    ranges[i].end = std::min(count, range_start(chunks, i + 1, threads) * chunk);
+  }
+  auto work = [&](int own) {
+    for (int i = 0; i < threads; i++) {
+      Range& range = ranges[(own + i) % threads];
+      for (int64_t first; (first = range.next.fetch_add(chunk)) < range.end;)
+        body(first, std::min(first + chunk, range.end));
+    }
+  };
   enum State { kQueued, kRunning, kDone, kCancelled };
   using Flag = std::shared_ptr<std::atomic<int>>;
   std::vector<Flag> helpers;
-  for (int i = 1; i < pool.threads; i++) {
+  for (int i = 1; i < threads; i++) {
     Flag flag = std::make_shared<std::atomic<int>>(kQueued);
     helpers.push_back(flag);
     // A cancelled helper may start after this frame is gone: it reads only its own flag.
-    pool.xla.Schedule([flag, &work] {
+    pool.xla.Schedule([flag, i, &work] {
       int queued = kQueued;
       if (!flag->compare_exchange_strong(queued, kRunning)) return;
-      work();
+      work(i);
       flag->store(kDone, std::memory_order_release);
     });
   }
-  work();
+  work(0);
   for (Flag& flag : helpers) {
     int queued = kQueued;
     if (flag->compare_exchange_strong(queued, kCancelled)) continue;
@@ -60,7 +83,7 @@ void parallel_for(ThreadPool& pool, int64_t count, int64_t chunk, const Body& bo
 // Memory of this thread that lives until the next call with the same slot and type.
 template <class T>
 T* scratch(int slot, int64_t count) {
-  thread_local std::vector<T> memory[3];
+  thread_local std::vector<T> memory[4];
   if (static_cast<int64_t>(memory[slot].size()) < count) memory[slot].resize(count);
   return memory[slot].data();
 }

@@ -33,9 +33,8 @@ class Block(nnx.Module):
 
     def __call__(self, x, layer, rope, start, cache: KVCache | None):
         """x: f32 [B, T, D] -> (f32 [B, T, D], cache)."""
-        out, cache = self.attn(self.attn_norm(x), layer, rope, start, cache)
-        x = x + out
-        return x + self.mlp(self.mlp_norm(x), layer), cache
+        x, cache = self.attn(x, layer, rope, start, cache, norm=self.attn_norm)
+        return self.mlp(x, layer, norm=self.mlp_norm), cache
 
 
 def table_std(config: ModelConfig, name: str) -> float:

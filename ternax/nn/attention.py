@@ -1,15 +1,16 @@
 """Grouped-query attention: full over a sequence, or over a KV cache block by block."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ternax.config import ModelConfig
-from ternax.kernels.attention import cache_attention
-from ternax.nn.cache import KVCache, append
+from ternax.kernels.attention import rotate, step_attention
+from ternax.nn.cache import KVCache
 from ternax.nn.linear import QuantLinear
 from ternax.nn.norm import RMSNorm
-from ternax.nn.rope import rotate
 
 _MASKED = -1e30
 
@@ -30,30 +31,25 @@ def attend_full(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array) -> j
 
 
 def attend_cached(
-    q: jax.Array, cache: KVCache, layer: jax.Array, backend: str | None = None
-) -> jax.Array:
-    """Attention of the newest T tokens over the cache, which already holds them.
+    qkv: jax.Array, rope, cache: KVCache, layer: jax.Array, backend: str | None = None
+) -> tuple[jax.Array, KVCache]:
+    """Appends the newest T tokens to one layer of the cache and attends.
 
-    q: f32 [B, T, H, E], tokens at slots length .. length + T. Returns f32 [B, T, H, E].
+    qkv: f32 [B, T, (H + 2 G) E], not yet rotated. Returns (f32 [B, T, H, E], the cache);
+    its `length` moves once a step, not once a layer: see `advance`.
     """
-    return cache_attention(
-        q,
-        cache.k,
-        cache.v,
-        cache.k_scale,
-        cache.v_scale,
-        cache.start,
-        cache.length,
-        layer,
-        backend=backend,
+    stores = (cache.k, cache.v, cache.k_scale, cache.v_scale)
+    out, k, v, k_scale, v_scale = step_attention(
+        qkv, rope, *stores, cache.start, cache.length, layer, backend=backend
     )
+    return out, dataclasses.replace(cache, k=k, v=v, k_scale=k_scale, v_scale=v_scale)
 
 
 class Attention(nnx.Module):
     """Projections q, k, v, o round the attention; packed, q, k and v are one `qkv`.
 
     BitNet puts a norm, `sub_norm`, in front of o. `backend` names the kernels of
-    `cache_attention`, None the platform's fastest.
+    `step_attention`, None the platform's fastest.
     """
 
     def __init__(self, config: ModelConfig, *, sub_norm: bool, rngs: nnx.Rngs):
@@ -69,23 +65,27 @@ class Attention(nnx.Module):
         self.v = linear(config.hidden_size, kv_width)
         self.o = linear(inner, config.hidden_size)
         self.sub_norm = RMSNorm(inner, eps=config.norm_eps) if sub_norm else None
-        self.head_dim = config.head_dim
+        self.head_dim, self.num_kv_heads = config.head_dim, config.num_kv_heads
         self.backend: str | None = None
 
-    def __call__(self, x, layer, rope, start, cache: KVCache | None):
-        """x: f32 [B, T, D] -> (f32 [B, T, D], cache). start: int32 [B], see KVCache."""
+    def __call__(self, x, layer, rope, start, cache: KVCache | None, *, norm: RMSNorm):
+        """x + attention(norm x).
+
+        x: f32 [B, T, D] -> (f32 [B, T, D], cache). start: int32 [B], see KVCache.
+        """
         if hasattr(self, "qkv"):
-            parts = self.qkv(x, layer)
+            qkv = self.qkv(x, layer, norm=norm)
         else:
-            parts = self.q(x, layer), self.k(x, layer), self.v(x, layer)
-        q, k, v = (part.reshape(*x.shape[:2], -1, self.head_dim) for part in parts)
-        q, k = rotate(q, rope), rotate(k, rope)
+            parts = [linear(x, layer, norm=norm) for linear in (self.q, self.k, self.v)]
+            qkv = jnp.concatenate(parts, axis=-1)
         if cache is None:
-            out = attend_full(q, k, v, start)
+            heads = qkv.reshape(*x.shape[:2], -1, self.head_dim)
+            groups = self.num_kv_heads
+            q, k, v = jnp.split(
+                heads, [heads.shape[2] - 2 * groups, heads.shape[2] - groups], axis=2
+            )
+            out = attend_full(rotate(q, rope), rotate(k, rope), v, start)
         else:
-            cache = append(cache, layer, k, v)
-            out = attend_cached(q, cache, layer, self.backend)
+            out, cache = attend_cached(qkv, rope, cache, layer, self.backend)
         out = out.reshape(*x.shape[:2], -1)
-        if self.sub_norm is not None:
-            out = self.sub_norm(out)
-        return self.o(out, layer), cache
+        return self.o(out, layer, norm=self.sub_norm, residual=x), cache

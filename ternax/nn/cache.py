@@ -5,11 +5,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ternax.config import ModelConfig
 from ternax.kernels.attention import BLOCK_SLOTS
-from ternax.kernels.packing import FLOAT_FORMATS, float_to_bits
+from ternax.kernels.packing import FLOAT_FORMATS
 
 KV_DTYPES = ("bf16", "int8", "f32")
 
@@ -64,30 +63,6 @@ def init_cache(
         return KVCache(k, v, k_scale, v_scale, start, length)
     k, v = (jnp.zeros(shape, FLOAT_FORMATS[dtype]) for _ in "kv")
     return KVCache(k, v, None, None, start, length)
-
-
-def append(cache: KVCache, layer: jax.Array, k: jax.Array, v: jax.Array) -> KVCache:
-    """Writes one layer's new keys and values, [B, T, G, E], to slots length .. length + T.
-
-    `length` itself moves once a step, not once a layer: see `advance`.
-    """
-
-    def write(store, scale_store, new):
-        new = jnp.swapaxes(new, 1, 2)  # [B, G, T, E]
-        at = (layer, 0, 0, cache.length, 0)
-        if scale_store is None:
-            format = "bf16" if store.dtype == jnp.uint16 else "f32"
-            return lax.dynamic_update_slice(store, float_to_bits(new, format)[None], at), None
-        scale = jnp.maximum(jnp.max(jnp.abs(new), axis=-1), 1e-8) / 127
-        codes = jnp.round(new / scale[..., None]).astype(jnp.int8)
-        return (
-            lax.dynamic_update_slice(store, codes[None], at),
-            lax.dynamic_update_slice(scale_store, scale[None], at[:-1]),
-        )
-
-    k_store, k_scale = write(cache.k, cache.k_scale, k.astype(jnp.float32))
-    v_store, v_scale = write(cache.v, cache.v_scale, v.astype(jnp.float32))
-    return dataclasses.replace(cache, k=k_store, v=v_store, k_scale=k_scale, v_scale=v_scale)
 
 
 def advance(cache: KVCache, tokens: int) -> KVCache:

@@ -1,15 +1,38 @@
 """`QuantLinear` trains and studies, `PackedLinear` runs; `pack_model` turns one into the other."""
 
 import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ternax.kernels.packing import Packed
-from ternax.kernels.ternary_matmul import ternary_matmul, ternary_matmul_transposed
+from ternax.kernels.backends import choose
+from ternax.kernels.packing import FORMATS, Packed
+from ternax.kernels.ternary_matmul import (
+    ternary_matmul,
+    ternary_matmul_transposed,
+    validate,
+)
+from ternax.nn.norm import RMSNorm, rms_norm
 from ternax.quant import make_scheme
 from ternax.quant.inputs import INPUTS
+
+ACTIVATIONS = {"silu": jax.nn.silu, "relu2": lambda x: jnp.square(jax.nn.relu(x))}
+
+
+def enter(x: jax.Array, gate: str | None, norm: jax.Array | None, eps: float) -> jax.Array:
+    """What a projection's input goes through first: a gate, then RMSNorm with weight `norm`.
+
+    x: float [..., K]; with a gate [..., 2 K], of which comes act(first half) * second half.
+    """
+    x = x.astype(jnp.float32)
+    if gate is not None:
+        first, second = jnp.split(x, 2, axis=-1)
+        x = ACTIVATIONS[gate](first) * second
+    return x if norm is None else rms_norm(x, norm, eps)
 
 
 class PackedStack(nnx.Variable):
@@ -34,11 +57,23 @@ class QuantLinear(nnx.Module):
         self.scheme = make_scheme(scheme, shape, rngs=rngs)
         self.inputs = inputs
 
-    def __call__(self, x: jax.Array, layer: jax.Array | None = None) -> jax.Array:
-        """x: [..., K] -> f32 [..., N]. `layer` is unused: the weight comes as one layer's."""
+    def __call__(
+        self,
+        x: jax.Array,
+        layer: jax.Array | None = None,
+        *,
+        gate: str | None = None,
+        norm: RMSNorm | None = None,
+        residual: jax.Array | None = None,
+    ) -> jax.Array:
+        """residual + quantized(norm(gate(x))) W, as for PackedLinear: f32 [..., N].
+
+        `layer` is unused: the weight comes as one layer's.
+        """
         del layer
-        x = INPUTS[self.inputs].fake_quant(x.astype(jnp.float32))
-        return x @ self.scheme.fake_quant(self.kernel[...])
+        x = INPUTS[self.inputs].fake_quant(enter(x, gate, *_weight_of(norm)))
+        y = x @ self.scheme.fake_quant(self.kernel[...])
+        return y if residual is None else residual + y
 
 
 class PackedLinear(nnx.Module):
@@ -46,7 +81,7 @@ class PackedLinear(nnx.Module):
 
     Attributes:
       data, scale, zero: the leaves of a `kernels.packing.Packed`.
-      parts: (name, width) of each fused matrix; with several, a call returns a tuple.
+      parts: (name, width) of each fused matrix, whose outputs stand side by side.
       backend: a name in `kernels.backends.BACKENDS`, or None to choose by platform.
     """
 
@@ -78,19 +113,115 @@ class PackedLinear(nnx.Module):
         )
 
     def __call__(
-        self, x: jax.Array, layer: jax.Array | None = None
-    ) -> jax.Array | tuple[jax.Array, ...]:
-        """x: [..., K] -> f32 [..., N], or one array a part. `layer`: int32 [] in a stack."""
+        self,
+        x: jax.Array,
+        layer: jax.Array | None = None,
+        *,
+        gate: str | None = None,
+        norm: RMSNorm | None = None,
+        residual: jax.Array | None = None,
+    ) -> jax.Array:
+        """residual + quantized(norm(gate(x))) W.
+
+        Args:
+          x: float [..., K]; with a gate [..., 2 K].
+          layer: int32 [] in a stack.
+          gate: a key of ACTIVATIONS: its value of x's first half times the second half.
+          norm: applied behind the gate.
+          residual: f32 [..., N], added to the product.
+
+        Returns:
+          f32 [..., N]; of several fused matrices their outputs side by side.
+        """
         packed = self.packed
-        if packed.data.ndim == 4 and layer is None:
+        stacked = packed.data.ndim == 4
+        if stacked and layer is None:
             raise ValueError("a stacked PackedLinear needs the layer's index")
-        y = packed_matmul(
-            (self.inputs, self.backend), x, packed, layer if packed.data.ndim == 4 else None
-        )
-        if len(self.parts) == 1:
-            return y
-        ends = [sum(width for _, width in self.parts[: i + 1]) for i in range(len(self.parts) - 1)]
-        return tuple(jnp.split(y, ends, axis=-1))
+        weight, eps = _weight_of(norm)
+        static = Static(self.inputs, self.backend, gate, eps)
+        layer = layer if stacked else None
+        if residual is not None:
+            shape = (*x.shape[:-1], packed.shape[1])
+            residual = jnp.broadcast_to(residual, shape).astype(jnp.float32)
+        project = _in_one_call(static, x, packed, layer)
+        if project is not None:
+            return _fused(project, static, x, weight, packed, residual, layer)
+        return _composed(static, x, weight, packed, residual, layer)
+
+
+def _weight_of(norm: RMSNorm | None) -> tuple[jax.Array | None, float]:
+    return (None, 0.0) if norm is None else (norm.weight[...], norm.eps)
+
+
+class Static(NamedTuple):
+    """What a projection is compiled for. inputs: a key of INPUTS; eps: of the norm."""
+
+    inputs: str
+    backend: str | None
+    gate: str | None
+    eps: float
+
+
+def _in_one_call(static: Static, x, w: Packed, layer) -> Callable[..., jax.Array] | None:
+    """`Backend.project` of the backend chosen, where it takes this projection; else None.
+
+    Raises what `ternary_matmul` would raise of shapes that break its contract.
+    """
+    if (
+        static.inputs != "int8"
+        or w.format not in FORMATS
+        or static.gate not in (None, *ACTIVATIONS)
+    ):
+        return None
+    columns = x.shape[-1]
+    if static.gate is not None:
+        columns, odd = divmod(columns, 2)
+        if odd:
+            raise ValueError(f"a gated x needs two equal halves, found {x.shape[-1]} columns")
+    rows = jax.ShapeDtypeStruct((math.prod(x.shape[:-1]), columns), jnp.int8)
+    validate(rows, w, layer, jax.ShapeDtypeStruct((*rows.shape[:-1], 1), jnp.float32), jnp.float32)
+    return choose(jax.default_backend(), rows, w, static.backend).project
+
+
+def _composed(static: Static, x, norm, w: Packed, residual, layer):
+    """The projection in separate steps, right on every backend."""
+    if norm is not None or static.gate is not None:
+        x = enter(x, static.gate, norm, static.eps)
+    y = packed_matmul((static.inputs, static.backend), x, w, layer)
+    return y if residual is None else residual + y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _fused(project, static: Static, x, norm, w: Packed, residual, layer):
+    """The projection in one call of the backend: `project`, from `_in_one_call`."""
+    stacked = w if w.data.ndim == 4 else jax.tree.map(lambda leaf: leaf[None], w)
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    shape = (*x.shape[:-1], w.shape[1])
+    y = project(
+        rows,
+        None if norm is None else jnp.broadcast_to(norm, (w.shape[0],)).astype(jnp.float32),
+        stacked,
+        None if residual is None else residual.reshape(-1, shape[-1]),
+        jnp.int32(0) if layer is None else layer,
+        gate=static.gate,
+        eps=static.eps,
+    )
+    return y.reshape(shape)
+
+
+def _fused_forward(project, static, x, norm, w, residual, layer):
+    y = _fused(project, static, x, norm, w, residual, layer)
+    return y, (x, norm, w, residual, layer)
+
+
+def _fused_backward(project, static, saved, g):
+    x, norm, w, residual, layer = saved
+    _, back = jax.vjp(lambda x, norm: _composed(static, x, norm, w, None, layer), x, norm)
+    dx, d_norm = back(g)
+    return dx, d_norm, None, None if residual is None else g.astype(residual.dtype), None
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,4 +1,4 @@
-"""The gated MLP: down(norm(act(gate x) * up x)), the norm in BitNet only."""
+"""The gated MLP: x + down(norm(act(gate) * up)), the norm in BitNet only."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,6 @@ from flax import nnx
 from ternax.config import ModelConfig
 from ternax.nn.linear import QuantLinear
 from ternax.nn.norm import RMSNorm
-
-ACTIVATIONS = {"silu": jax.nn.silu, "relu2": lambda x: jnp.square(jax.nn.relu(x))}
 
 
 class MLP(nnx.Module):
@@ -26,13 +24,11 @@ class MLP(nnx.Module):
         self.sub_norm = RMSNorm(config.intermediate_size, eps=config.norm_eps) if sub_norm else None
         self.activation = config.activation
 
-    def __call__(self, x: jax.Array, layer: jax.Array) -> jax.Array:
-        """x: f32 [B, T, D] -> f32 [B, T, D]."""
+    def __call__(self, x: jax.Array, layer: jax.Array, *, norm: RMSNorm) -> jax.Array:
+        """x + mlp(norm x). x: f32 [B, T, D] -> f32 [B, T, D]."""
         if hasattr(self, "gate_up"):
-            gate, up = self.gate_up(x, layer)
+            both = self.gate_up(x, layer, norm=norm)
         else:
-            gate, up = self.gate(x, layer), self.up(x, layer)
-        hidden = ACTIVATIONS[self.activation](gate) * up
-        if self.sub_norm is not None:
-            hidden = self.sub_norm(hidden)
-        return self.down(hidden, layer)
+            parts = [linear(x, layer, norm=norm) for linear in (self.gate, self.up)]
+            both = jnp.concatenate(parts, axis=-1)
+        return self.down(both, layer, gate=self.activation, norm=self.sub_norm, residual=x)

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ternax.config import ModelConfig, RopeScaling
+from ternax.kernels.attention import rotate
+
+__all__ = ["frequencies", "rope_table", "rotate"]
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
@@ -31,10 +34,3 @@ def rope_table(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, ja
     rates = jnp.asarray(frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
     angles = positions[..., None, None].astype(jnp.float32) * rates
     return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates pairs (x[i], x[i + E/2]). x: [B, T, H, E]; table from `rope_table`."""
-    cos, sin = table
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -115,3 +115,15 @@ def test_cache_and_memory_are_plausible():
     assert 1 << 18 <= bench.cache_bytes() <= 1 << 32
     free = bench.free_bytes()
     assert free is None or free > 1 << 26
+
+
+def test_a_backend_takes_settings_of_its_own(capsys):
+    assert bench.settings("cpu:isa=avx2:threads=1") == {"isa": "avx2", "threads": 1}
+    small = ["--shapes=64x48", "--seconds=0"]
+    code, records, _ = run(capsys, "--backend=cpu:isa=portable:threads=1", *small)
+    assert code == 0 and records[0]["backend"] == "cpu:isa=portable:threads=1"
+    code, records, err = run(capsys, "--backend=cpu:speed=9", *small)
+    assert (code, records) == (2, [])
+    assert err.startswith("error: --backend: cpu has no setting 'speed'; it has isa, threads")
+    code, records, err = run(capsys, "--backend=cpu:isa=none", *small)
+    assert (code, records) == (2, []) and "'cpu:isa=none' cannot run: 'none'" in err

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ternax.kernels import attention
 from ternax.kernels.cpu import backend as cpu
 from ternax.kernels.cpu import build
 from ternax.kernels.packing import FORMATS, Packed, float_to_bits, pack_numpy
@@ -120,6 +119,34 @@ def test_groups_zero_points_and_planes(format):
     np.testing.assert_allclose(y, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("format", ["trit2", "int4"])
+@pytest.mark.parametrize("rowwise", [False, True])
+def test_one_token_of_groups_that_are_whole_vectors(isa, format, rowwise):
+    """The short way through many groups, for one and three digits, ends of N included."""
+    random = np.random.default_rng(5)
+    fmt, n, groups = FORMATS[format], 39, 6
+    k_size = groups * 512 // fmt.bits  # 64 bytes a group
+    values = random.integers(fmt.low, fmt.high + 1, (2, 1, k_size, n)).astype(np.int8)
+    scale, zero = random.random((2, 2, 1, groups, n if rowwise else 1)).astype(np.float32)
+    data = jnp.asarray(pack_numpy(values, format))
+    for zeros in (None, zero):
+        held = None if zeros is None else jnp.asarray(zeros)
+        w = Packed(data, jnp.asarray(scale), held, format, shape=(k_size, n))
+        shift = 0 if zeros is None else zeros[1, 0][:, None].astype(np.float64)
+        grouped = (values[1, 0].reshape(groups, -1, n) + shift) * scale[1, 0][:, None]
+        dense = grouped.reshape(k_size, n)
+        x = random.standard_normal((1, k_size)).astype(np.float32)
+        x8, x_scale = random.integers(-128, 128, (1, k_size)).astype(np.int8), np.float32([[0.1]])
+        config = {"isa": isa, "threads": 2}
+        call = dict(layer=1, out_dtype=jnp.float32, backend="cpu", config=config)
+        for found, right in (
+            (ternary_matmul(jnp.asarray(x), w, **call), x @ dense),
+            (ternary_matmul(jnp.asarray(x8), w, x_scale=x_scale, **call), 0.1 * x8 @ dense),
+        ):
+            np.testing.assert_allclose(found, right, rtol=0, atol=1e-5 * np.abs(right).max())
+
+
 def test_any_number_of_threads_gives_the_same_bits():
     random = np.random.default_rng(3)
     _, w = packed("trit2", 640, 500, random)
@@ -156,41 +183,115 @@ def attention_oracle(q, k, v, start, length):
     return out
 
 
+def entered(x, norm, gate, eps):
+    """What enters a product, float64: codes before rounding, scale [M, 1]."""
+    x = x.astype(np.float64)
+    if gate is not None:
+        first, second = np.split(x, 2, axis=-1)
+        act = first / (1 + np.exp(-first)) if gate == "silu" else np.maximum(first, 0) ** 2
+        x = act * second
+    if norm is not None:
+        x = norm * (x / np.sqrt((x * x).mean(-1, keepdims=True) + eps))
+    peak = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-5)
+    return x / peak * 127, peak / 127
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("gate", cpu.GATES)
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_a_projection_with_all_that_stands_round_it(isa, gate, with_norm):
+    """Against float64. A code that float32 may round either way may come out either way."""
+    random = np.random.default_rng(5)
+    for (rows, k_size, n), format in zip(RAGGED, (*FORMATS, *FORMATS, *FORMATS), strict=False):
+        values, w = packed(format, k_size, n, random)
+        x = random.standard_normal((rows, k_size * (1 if gate is None else 2))).astype(np.float32)
+        x[0] *= 1e-20  # below the floor of the scale, where no norm lifts it
+        x[-1, -1] = 1e6
+        norm = random.random(k_size).astype(np.float32) if with_norm else None
+        residual = random.standard_normal((rows, n)).astype(np.float32) if rows % 2 else None
+        found = cpu.project(
+            jnp.asarray(x),
+            norm,
+            w,
+            residual,
+            jnp.int32(1),
+            gate=gate,
+            eps=1e-5,
+            config={"isa": isa, "threads": 2},
+        )
+        codes, scale = entered(x, norm, gate, 1e-5)
+        either = np.abs(codes - np.floor(codes) - 0.5) < 2e-4
+        dense = values[1, 0] * np.asarray(w.scale, np.float64)[1, 0]
+        expected = (np.rint(codes) * scale) @ dense
+        slack = ((either + 2e-6 * np.abs(codes)) * scale) @ np.abs(dense)
+        if residual is not None:
+            expected += residual
+            slack += 1e-6 * np.abs(residual)
+        off = np.abs(found - expected)
+        assert (off <= slack + 1e-30).all(), f"{rows}x{k_size}x{n}: {(off - slack).max()}"
+
+
+def rotated(x, cosine, sine):
+    """x [B, T, H, E], tables [B, T, 1, E / 2]: float64."""
+    a, b = np.split(x.astype(np.float64), 2, axis=-1)
+    return np.concatenate([a * cosine - b * sine, b * cosine + a * sine], -1)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("store", ["f32", "bf16", "int8"])
-@pytest.mark.parametrize("tokens, width", [(1, 128), (3, 20)])
-def test_attention_over_the_cache(isa, store, tokens, width):
-    random = np.random.default_rng(4)
-    layers, batch, groups, slots, heads, length = 2, 2, 2, 48, 6, 37
-    k, v = random.standard_normal((2, layers, batch, groups, slots, width)).astype(np.float32)
-    scales = None, None
+@pytest.mark.parametrize("tokens, width, length", [(1, 128, 37), (3, 20, 0), (35, 66, 5)])
+def test_a_step_rotates_stores_and_attends(isa, store, tokens, width, length):
+    random = np.random.default_rng(6)
+    layers, batch, groups, slots, heads, layer = 2, 3, 2, 44, 6, 1
+    shape = layers, batch, groups, slots, width
+    scales = [None, None]
     if store == "int8":
-        scales = tuple(np.abs(a).max(-1) / 127 for a in (k, v))
-        leaves = [
-            np.round(a / s[..., None]).astype(np.int8) for a, s in zip((k, v), scales, strict=True)
-        ]
-        k, v = (a * s[..., None] for a, s in zip(leaves, scales, strict=True))
-    elif store == "bf16":
-        leaves = [np.asarray(float_to_bits(jnp.asarray(a), "bf16")) for a in (k, v)]
-        k, v = ((a.astype(np.uint32) << 16).view(np.float32) for a in leaves)
+        leaves = random.integers(-128, 128, (2, *shape)).astype(np.int8)
+        scales = list(random.random((2, *shape[:-1])).astype(np.float32) / 50)
     else:
-        leaves = [k, v]
-    q = random.standard_normal((batch, tokens, heads, width)).astype(np.float32)
-    start = np.array([0, 30], np.int32)
-    given = [jnp.asarray(a) for a in (q, *leaves)]
-    given += [None if s is None else jnp.asarray(s, jnp.float32) for s in scales]
-    given += [jnp.asarray(start), jnp.int32(length), jnp.int32(1)]
-    expected = attention_oracle(q, k[1], v[1], start, length)
-    found = cpu.attend(*given, config={"isa": isa, "threads": 2})
-    np.testing.assert_allclose(found, expected, atol=3e-6)
-    np.testing.assert_allclose(attention.reference(*given), expected, atol=3e-6)
+        leaves = random.standard_normal((2, *shape)).astype(np.float32)
+        if store == "bf16":
+            leaves = np.asarray(float_to_bits(jnp.asarray(leaves), "bf16"))
+    columns = (heads + 2 * groups) * width
+    qkv = random.standard_normal((batch, tokens, columns)).astype(np.float32)
+    angles = random.random((batch, tokens, 1, width // 2)).astype(np.float32) * 6
+    rope = np.cos(angles), np.sin(angles)
+    start = np.array([0, length, length + tokens + 1], np.int32)  # the last row sees nothing
 
+    found, *after = cpu.step(
+        jnp.asarray(qkv),
+        tuple(map(jnp.asarray, rope)),
+        *map(jnp.asarray, leaves),
+        *(None if s is None else jnp.asarray(s) for s in scales),
+        jnp.asarray(start),
+        jnp.int32(length),
+        jnp.int32(layer),
+        config={"isa": isa, "threads": 2},
+    )
 
-def test_a_row_without_a_slot_in_use_attends_to_nothing():
-    q = jnp.ones((1, 1, 2, 8))
-    k = v = jnp.ones((1, 1, 1, 16, 8))
-    found = cpu.attend(q, k, v, None, None, jnp.array([5]), jnp.int32(0), jnp.int32(0))
-    np.testing.assert_array_equal(found, 0)
+    parts = qkv.reshape(batch, tokens, -1, width)
+    new = rotated(parts[:, :, heads:-groups], *rope), parts[:, :, -groups:]
+    written = np.zeros((layers, batch, groups, slots), bool)
+    written[layer, :, :, length : length + tokens] = True
+    wide = []
+    for i in range(2):
+        leaf, scale = np.asarray(after[i]), after[2 + i]
+        np.testing.assert_array_equal(leaf[~written], leaves[i][~written])
+        values, close = leaf, 1e-6
+        if store == "bf16":
+            values, close = (leaf.astype(np.uint32) << 16).view(np.float32), 2.0**-8
+        elif store == "int8":
+            scale = np.asarray(scale)
+            np.testing.assert_array_equal(scale[~written], scales[i][~written])
+            values, close = leaf * scale[..., None], 0.5 / 127
+        there = values[layer, :, :, length : length + tokens]
+        wanted = new[i].swapaxes(1, 2)
+        bound = 1.001 * close * np.abs(wanted).max(-1, keepdims=True)
+        assert (np.abs(there - wanted) <= bound).all()
+        wide.append(values[layer])
+    expected = attention_oracle(rotated(parts[:, :, :heads], *rope), *wide, start, length)
+    np.testing.assert_allclose(found, expected, atol=5e-6)
+    np.testing.assert_array_equal(found[2], 0)
 
 
 def test_a_layer_out_of_range_is_refused_not_read():

@@ -19,6 +19,7 @@ from ternax.kernels.packing import BLOCK, FORMATS, Packed
 from ternax.kernels.ternary_matmul import (
     DIGIT_LIMIT,
     NUM_DIGITS,
+    largest_k,
     ternary_matmul,
     ternary_matmul_transposed,
     to_digits,
@@ -135,9 +136,9 @@ def test_exact_over_larger_odd_shapes(backend, format, m, k_size, n):
     np.testing.assert_array_equal(found, exact(x, values))
 
 
-@pytest.mark.parametrize("format, k_size", [("trit2", 8209), ("int4", 8209), ("int8", 131071)])
+@pytest.mark.parametrize("format, k_size", [("trit2", 8209), ("int4", 8209), ("int8", 65793)])
 def test_exact_at_extremes(backend, format, k_size):
-    # int8 at the largest K the op accepts: 131071 * 128 * 127 is 2 % short of 2^31.
+    # int8 at the largest K the op accepts: 65793 * 128 * 255 is just short of 2^31.
     fmt = FORMATS[format]
     rng = np.random.default_rng(0)
     values = random_values(rng, format, (k_size, 5))
@@ -299,7 +300,8 @@ def test_out_dtype_rounds_once(backend):
     assert jax.eval_shape(ternary_matmul, x, w, x_scale=x_scale).dtype == jnp.bfloat16
 
 
-@hypothesis.given(st.integers(0, 2**32 - 1), st.integers(-28, 37))
+@hypothesis.example(seed=9, exponent=-27)
+@hypothesis.given(st.integers(0, 2**32 - 1), st.integers(-35, 37))
 def test_digits_are_within_their_bound(seed, exponent):
     rng = np.random.default_rng(seed)
     x = (rng.normal(size=(8, 32)) * rng.choice([1, 1e-3], (8, 32))).astype(np.float32)
@@ -313,7 +315,8 @@ def test_digits_are_within_their_bound(seed, exponent):
     place = np.array([1, 128, 128**2], np.int64)
     v = np.einsum("dmk,d->mk", digits.astype(np.int64), place)
     assert np.abs(v).max() <= DIGIT_LIMIT
-    peak = np.abs(x).max(-1, keepdims=True).astype(np.float64)
+    # A row that is all below 1e-30 is scaled as if that were its maximum.
+    peak = np.maximum(np.abs(x).max(-1, keepdims=True).astype(np.float64), 1e-30)
     assert (np.abs(v * scale.astype(np.float64) - x) <= peak * 2.0**-20.98).all()
 
 
@@ -558,6 +561,12 @@ REFUSED = {
         (X, replaced(W, scale=jnp.ones((1, 4, 3)))),
         {},
     ),
+    "no rows of W": (
+        ValueError,
+        "K must be at least 1",
+        (X[:, :0], replaced(W, data=W.data[..., :0], shape=(0, 3))),
+        {},
+    ),
     "overflow": (
         ValueError,
         "K = 131072 could overflow the int32 accumulator in int8",
@@ -634,14 +643,25 @@ def test_refuses(name):
         ternary_matmul(*args, **options)
 
 
-def test_the_largest_k_is_one_below_the_refused():
-    w = Packed(
-        jnp.full((1, 1, 131072), 128, jnp.uint8),
-        jnp.ones((1, 1, 1)),
-        format="int8",
-        shape=(131071, 1),
-    )
-    assert jax.eval_shape(ternary_matmul, jnp.ones((1, 131071)), w).shape == (1, 1)
+@pytest.mark.parametrize("format, k_size", dict(trit2=2796202, int4=1118481, int8=65793).items())
+def test_the_largest_k_is_one_below_the_refused(format, k_size):
+    """No lane can overflow: codes as they are, and left at their bit position in 8 lanes."""
+    fmt = FORMATS[format]
+    code = 2**fmt.bits - 1
+    in_place, lane = code << (8 - fmt.bits), k_size // (8 * fmt.planes)  # whole vectors
+    assert 128 * code * k_size < 2**31
+    assert format == "int8" or 128 * in_place * lane < 2**31
+    assert largest_k(format) == k_size
+
+    def shape(k_size):
+        data = jax.ShapeDtypeStruct((1, 1, fmt.row_bytes(k_size)), jnp.uint8)
+        w = Packed(data, jnp.ones((1, 1, 1)), format=format, shape=(k_size, 1))
+        x = jax.ShapeDtypeStruct((1, k_size), jnp.float32)
+        return jax.eval_shape(ternary_matmul, x, w).shape
+
+    assert shape(k_size) == (1, 1)
+    with pytest.raises(ValueError, match=f"in {format}, which holds K up to {k_size}\\b"):
+        shape(k_size + 1)
 
 
 # --- Nothing is copied -------------------------------------------------------------------

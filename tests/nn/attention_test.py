@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from ternax import configs
-from ternax.kernels.attention import BLOCK_SLOTS
+from ternax.kernels.attention import BLOCK_SLOTS, cache_attention, write
 from ternax.nn import cache as kv
 from ternax.nn.attention import attend_cached, attend_full
+from ternax.nn.rope import rope_table, rotate
 
 HEADS, GROUPS, WIDTH, LAYER = 4, 2, 8, 1
 CONFIG = dataclasses.replace(
@@ -22,8 +23,23 @@ CONFIG = dataclasses.replace(
     head_dim=WIDTH,
 )
 GARBAGE = 1e4  # in every slot that must not be seen
-ATTEND = jax.jit(attend_cached, static_argnames="backend")
-FULL, APPEND = jax.jit(attend_full), jax.jit(kv.append)
+FULL = jax.jit(attend_full)
+STEP = jax.jit(attend_cached, static_argnames="backend")
+
+
+def UNTURNED(q, k, v, cache, backend=None):
+    """A whole step whose rotation turns nothing, over a cache that may hold its tokens already."""
+    one = jnp.ones((*q.shape[:2], 1, WIDTH // 2))
+    qkv = jnp.concatenate([x.reshape(*q.shape[:2], -1) for x in (q, k, v)], axis=-1)
+    return STEP(qkv, (one, 0 * one), cache, jnp.int32(LAYER), backend=backend)[0]
+
+
+@jax.jit
+def APPEND(cache, layer, k, v):
+    k, k_scale = write(cache.k, cache.k_scale, k, cache.length, layer)
+    v, v_scale = write(cache.v, cache.v_scale, v, cache.length, layer)
+    return dataclasses.replace(cache, k=k, v=v, k_scale=k_scale, v_scale=v_scale)
+
 
 # (length before, new tokens, first slot in use of each row)
 CASES = {
@@ -102,8 +118,9 @@ TOLERANCE = {"f32": 2e-5, "bf16": 0.05, "int8": 0.05}
     ],
 )
 def test_cached_equals_numpy(case, dtype, backend):
-    cache = filled(case, dtype)
-    found = np.asarray(ATTEND(drawn(case)[0], cache, jnp.int32(LAYER), backend=backend))
+    length = CASES[case][0]
+    q, k, v = drawn(case)
+    found = np.asarray(UNTURNED(q, k[:, length:], v[:, length:], filled(case, dtype), backend))
     right, real = expected(case)
     assert np.isfinite(found).all(), "padding must not make NaN"
     assert np.abs(found - right)[real].max() <= TOLERANCE[dtype]
@@ -122,5 +139,38 @@ def test_full_equals_cached_token_by_token():
     case = "decode, ragged"
     q, k, v = drawn(case)
     full = FULL(np.repeat(q, k.shape[1], axis=1), k, v, jnp.array(CASES[case][2]))
-    cached = ATTEND(q, filled(case, "f32"), jnp.int32(LAYER))
+    length = CASES[case][0]
+    cached = UNTURNED(q, k[:, length:], v[:, length:], filled(case, "f32"))
     np.testing.assert_allclose(full[:, -1:], cached, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", kv.KV_DTYPES)
+@pytest.mark.parametrize(
+    "case", ["decode, ragged", "decode, three blocks", "continued by three", "prefill"]
+)
+def test_a_step_rotates_appends_and_attends(case, dtype):
+    """The whole step, on the platform's backend, against its parts one after another."""
+    length, new, start = CASES[case]
+    q, k, v = drawn(case)
+    cache = kv.init_cache(CONFIG, 2, length + new + 40, dtype, jnp.array(start))
+    if length:
+        cache = kv.advance(APPEND(cache, jnp.int32(LAYER), k[:, :length], v[:, :length]), length)
+    positions = jnp.maximum(length + jnp.arange(new) - jnp.array(start)[:, None], 0)
+    rope = rope_table(CONFIG, positions)
+    k, v = k[:, length:], v[:, length:]
+    parts = APPEND(cache, jnp.int32(LAYER), rotate(k, rope), v)
+    stores = parts.k, parts.v, parts.k_scale, parts.v_scale, parts.start, parts.length
+    right = cache_attention(rotate(q, rope), *stores, jnp.int32(LAYER))
+    qkv = jnp.concatenate([x.reshape(2, new, -1) for x in (q, k, v)], axis=-1)
+    found, after = STEP(qkv, rope, cache, jnp.int32(LAYER))
+    real = length + np.arange(new) >= np.array(start)[:, None]
+    np.testing.assert_allclose(found[real], right[real], atol=2e-5)
+    for name in ("k", "v", "k_scale", "v_scale"):
+        one, two = getattr(after, name), getattr(parts, name)
+        if one is None:
+            assert two is None
+        elif one.dtype == jnp.float32:
+            np.testing.assert_allclose(one, two, atol=2e-6, err_msg=name)
+        else:  # a rotation rounded the other way moves a stored value by one step at most
+            apart = np.abs(np.asarray(one, np.int64) - np.asarray(two, np.int64))
+            assert apart.max() <= 1 and (apart > 0).mean() < 0.01, name

@@ -49,7 +49,7 @@ def test_the_file_is_short():
 
 def test_the_python_trains_packs_and_generates(folder, monkeypatch, capsys):
     (code,) = guide.blocks("python")
-    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, 259)
+    tokens = jax.random.randint(jax.random.key(1), (16, 9), 0, 259)
     pack, difference, zeros = ternax.pack_model, [], []
 
     def pack_and_compare(model):
@@ -57,7 +57,7 @@ def test_the_python_trains_packs_and_generates(folder, monkeypatch, capsys):
         logits = model(tokens)
         # Float tables, so that nothing but the scheme's own packing could differ.
         exact = pack(nnx.clone(model), embed_dtype="f32", head_dtype="f32")
-        difference.append(float(np.abs(exact(tokens) - logits).max() / np.std(logits)))
+        difference.append(np.abs(exact(tokens) - logits).max(axis=(1, 2)) / np.std(logits))
         return pack(model)
 
     monkeypatch.setattr(ternax, "pack_model", pack_and_compare, raising=False)
@@ -68,7 +68,9 @@ def test_the_python_trains_packs_and_generates(folder, monkeypatch, capsys):
     assert names["losses"][-1] < 0.5 * names["losses"][0]
     assert (np.asarray(zeros) != 0).any()
     assert names["packed"].layers.mlp.gate_up.zero is not None
-    assert difference[0] < 1e-3
+    # An activation on the edge between two codes may fall either way, and one row in ten or so
+    # has one; without the zero points every row would differ by 0.04 or more.
+    assert np.median(difference[0]) < 1e-3
     out = capsys.readouterr().out
     assert out.startswith("loss ") and out.count("[") == 5  # the tokens of four rows
 

@@ -1,0 +1,89 @@
+"""What samples say: a median with its exact interval, and the line through times and bytes."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Median:
+    """A median and the interval that holds the true one with at least 95 % confidence.
+
+    Attributes:
+      value: median of the samples.
+      low, high: ends of the interval; None where the samples are too few for one.
+      count: number of samples.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    count: int
+
+
+def median(samples: Sequence[float], confidence: float = CONFIDENCE) -> Median:
+    """The median with its order-statistic interval, which assumes nothing but independence.
+
+    The k-th smallest and the k-th largest of n samples miss the true median with
+    probability 2 P(Binomial(n, 1/2) < k); k is the largest that keeps this at
+    1 - confidence. Five samples are too few for 95 %: six give their whole range.
+    """
+    ordered = sorted(samples)
+    if not ordered:
+        raise ValueError("no samples to take the median of")
+    n, missed, k = len(ordered), 0.0, 0
+    while k < n // 2:
+        missed += 2 * math.comb(n, k) / 2**n
+        if missed > 1 - confidence:
+            break
+        k += 1
+    low, high = (ordered[k - 1], ordered[n - k]) if k else (None, None)
+    return Median(statistics.median(ordered), low, high, n)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """t = fixed + slope * x by least squares.
+
+    Attributes:
+      fixed, slope: of the line.
+      fixed_error, slope_error: standard errors; zero for two points, which fit exactly.
+      worst_share: largest |residual| / t.
+    """
+
+    fixed: float
+    slope: float
+    fixed_error: float
+    slope_error: float
+    worst_share: float
+
+
+def line(x: Sequence[float], t: Sequence[float]) -> Line:
+    """Fits t = fixed + slope * x; every point weighs by 1/t, since times err by shares."""
+    if len(x) != len(t):
+        raise ValueError(f"a line needs as many x as t, found {len(x)} and {len(t)}")
+    if len(set(x)) < 2:
+        raise ValueError(f"a line needs two different x at least, found {sorted(set(x))}")
+    if min(t) <= 0:
+        raise ValueError(f"a line needs times above zero, found {min(t)}")
+    weights = [1 / value**2 for value in t]
+    total = sum(weights)
+    mean_x = sum(w * v for w, v in zip(weights, x, strict=True)) / total
+    mean_t = sum(w * v for w, v in zip(weights, t, strict=True)) / total
+    spread = sum(w * (v - mean_x) ** 2 for w, v in zip(weights, x, strict=True))
+    slope = sum(w * (u - mean_x) * (v - mean_t) for w, u, v in zip(weights, x, t, strict=True))
+    slope /= spread
+    fixed = mean_t - slope * mean_x
+    residuals = [v - fixed - slope * u for u, v in zip(x, t, strict=True)]
+    free = len(x) - 2
+    noise = sum(w * r**2 for w, r in zip(weights, residuals, strict=True)) / free if free else 0.0
+    return Line(
+        fixed,
+        slope,
+        math.sqrt(noise * (1 / total + mean_x**2 / spread)),
+        math.sqrt(noise / spread),
+        max(abs(r) / v for r, v in zip(residuals, t, strict=True)),
+    )

@@ -1,0 +1,86 @@
+"""Medians with order-statistic intervals, and weighted lines."""
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+
+from ternax import estimate
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_few_samples_have_no_interval(n):
+    found = estimate.median(range(n))
+    assert (found.value, found.low, found.high, found.count) == ((n - 1) / 2, None, None, n)
+
+
+# The k of published tables of the sign test at 95 %, two-sided: the k-th from each end.
+@pytest.mark.parametrize(
+    "n, k", [(6, 1), (8, 1), (9, 2), (11, 2), (12, 3), (15, 4), (20, 6), (25, 8), (50, 18)]
+)
+def test_interval_is_the_kth_from_each_end(n, k):
+    shuffled = np.random.default_rng(n).permutation(np.arange(1, n + 1)).tolist()
+    found = estimate.median(shuffled)
+    assert (found.low, found.high) == (k, n + 1 - k)
+    assert found.value == statistics.median(shuffled)
+
+
+def test_order_statistics_keep_what_they_promise():
+    """Exactly, from the binomial: at least 95 %, and one more would be less."""
+    for n in range(6, 200):
+        found = estimate.median(range(1, n + 1))
+        missed = [2 * sum(math.comb(n, i) for i in range(k)) / 2**n for k in range(n)]
+        assert missed[found.low] <= 0.05 < missed[found.low + 1]
+
+
+@pytest.mark.parametrize("n", [6, 11, 20])
+def test_coverage_by_simulation(n):
+    """Of a skewed distribution, whose mean is not its median."""
+    draws = np.random.default_rng(0).lognormal(size=(4000, n))  # the true median is 1
+    found = [estimate.median(row.tolist()) for row in draws]
+    covered = np.mean([m.low <= 1 <= m.high for m in found])
+    assert covered > 0.95 - 3 * math.sqrt(0.05 * 0.95 / 4000)
+
+
+def test_a_higher_confidence_is_wider():
+    assert estimate.median(range(20), confidence=0.99).low < estimate.median(range(20)).low
+    assert estimate.median(range(6), confidence=0.99).low is None
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(ValueError, match="no samples"):
+        estimate.median([])
+
+
+def test_line_is_the_weighted_fit_of_numpy():
+    random = np.random.default_rng(1)
+    x = random.uniform(1, 50, 12)
+    t = (3 + 0.7 * x) * random.uniform(0.9, 1.1, 12)
+    found = estimate.line(x.tolist(), t.tolist())
+    (slope, fixed), covariance = np.polyfit(x, t, 1, w=1 / t, cov=True)
+    assert found.slope == pytest.approx(slope) and found.fixed == pytest.approx(fixed)
+    errors = np.sqrt(np.diag(covariance))
+    assert (found.slope_error, found.fixed_error) == pytest.approx(tuple(errors))
+    assert found.worst_share == pytest.approx(np.max(np.abs(t - fixed - slope * x) / t))
+
+
+def test_line_through_two_points_is_exact():
+    found = estimate.line([1, 3], [5, 9])
+    assert (found.fixed, found.slope) == pytest.approx((3, 2))
+    assert found.fixed_error == found.slope_error == 0
+    assert found.worst_share == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "x, t, why",
+    [
+        ([1], [2], "two different x"),
+        ([2, 2], [1, 3], "two different x"),
+        ([1, 2], [1], "as many x as t, found 2 and 1"),
+        ([1, 2], [1, 0], "above zero, found 0"),
+    ],
+)
+def test_what_no_line_goes_through_is_refused(x, t, why):
+    with pytest.raises(ValueError, match=why):
+        estimate.line(x, t)
