@@ -3,7 +3,7 @@
 import difflib
 
 from ternax.config import ModelConfig
-from ternax.configs import bitnet, llama3, tiny
+from ternax.configs import bitnet, llama3, stdlib, tiny
 from ternax.errors import UsageError
 
 CONFIGS: dict[str, ModelConfig] = {
@@ -11,6 +11,7 @@ CONFIGS: dict[str, ModelConfig] = {
     for config in (
         tiny.TINY_LLAMA,
         tiny.TINY_BITNET,
+        stdlib.STDLIB_BITNET,
         llama3.LLAMA_1B,
         llama3.LLAMA_3B,
         llama3.LLAMA_8B,

@@ -22,7 +22,7 @@ LAYERS = (
         "ternax.provenance",
         "ternax.table",
     ),
-    ("ternax.config", "ternax.measure", "ternax.record", "ternax.sampling"),
+    ("ternax.config", "ternax.data", "ternax.measure", "ternax.record", "ternax.sampling"),
     ("ternax.configs",),
     ("ternax.quantized",),
     ("ternax.quant",),
