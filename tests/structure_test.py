@@ -25,6 +25,7 @@ LAYERS = (
     ("ternax.config", "ternax.data", "ternax.measure", "ternax.record", "ternax.sampling"),
     ("ternax.configs",),
     ("ternax.quantized",),
+    ("ternax.noise",),
     ("ternax.quant",),
     ("ternax.nn",),
     ("ternax.models",),
