@@ -30,6 +30,7 @@ LAYERS = (
     ("ternax.models",),
     ("ternax.edit",),
     ("ternax.random_weights",),
+    ("ternax.checkpoint",),
     ("ternax.engine", "ternax.cost"),
     ("ternax.workload",),
     ("ternax.decoding",),
