@@ -38,6 +38,7 @@ LAYERS = (
     ("ternax.models",),
     ("ternax.edit",),
     ("ternax.random_weights",),
+    ("ternax.checkpoint",),
     ("ternax.engine", "ternax.cost"),
     ("ternax.train",),
     ("ternax.workload",),
