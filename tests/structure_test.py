@@ -41,6 +41,7 @@ LAYERS = (
     ("ternax.checkpoint",),
     ("ternax.engine", "ternax.cost"),
     ("ternax.train",),
+    ("ternax.training",),
     ("ternax.workload",),
     ("ternax.decoding",),
     ("ternax.peer",),
