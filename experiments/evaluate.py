@@ -289,7 +289,6 @@ COMMAND = flags.Command(
         ("--config=DIR --scheme=int4 --reference=DIR --reference_scheme=none", "what int4 costs"),
         ("--config=DIR --text=FILE --length=512", "another text, longer sequences"),
     ),
-    default_config="tiny-bitnet",
 )
 
 

@@ -205,7 +205,6 @@ def _bits(nats: np.ndarray) -> np.ndarray:
 
 def _batches(sequences: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, int]]:
     """(int32 [batch, T + 1], how many rows of it count), the last one padded."""
-    batch = min(batch, len(sequences))
     for first in range(0, len(sequences), batch):
         rows = sequences[first : first + batch]
         yield np.pad(rows, ((0, batch - len(rows)), (0, 0))), len(rows)
