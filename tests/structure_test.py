@@ -38,7 +38,7 @@ LAYERS = (
     ("ternax.edit",),
     ("ternax.random_weights",),
     ("ternax.engine", "ternax.cost", "ternax.evaluate"),
-    ("ternax.workload",),
+    ("ternax.harness", "ternax.workload"),
     ("ternax.decoding",),
     ("ternax.peer",),
     ("ternax.comparison",),
