@@ -201,6 +201,8 @@ def evaluate(args) -> None:
 
     if args.threads is not None:
         measure.limit_threads(args.threads)
+    if args.profile_dir:
+        raise UsageError("--profile_dir is for experiments.decode: nothing is timed here")
     if args.reference is None and args.reference_scheme is not None:
         raise UsageError("--reference_scheme is for a --reference, found none")
     text = heldout.open_text(args.text, tokenizer=args.tokenizer)

@@ -87,6 +87,7 @@ def test_a_scheme_beside_the_same_floats(text, tmp_path, capsys):
             "vocabulary of 259, found 256 in stdlib-bitnet",
         ),
         ("--reference_scheme=none", 2, "--reference_scheme is for a --reference, found none"),
+        ("--profile_dir=here", 2, "--profile_dir is for experiments.decode"),
         ("--tokenizer=no/such.json", 2, "--tokenizer"),
     ],
 )
