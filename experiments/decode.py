@@ -13,7 +13,7 @@ import sys
 import textwrap
 
 from ternax import cost, measure
-from ternax.config import ModelConfig
+from ternax.config import ModelConfig, first_layers, with_scheme
 from ternax.decoding import DecodeRun, run
 from ternax.errors import DoesNotFit, UsageError
 from ternax.experiments import flags
@@ -66,8 +66,6 @@ def decode_flags(define):
 
 def planned(args) -> DecodeRun:
     """The run that the flags ask for, checked and planned; nothing is allocated yet."""
-    from ternax.engine import first_layers, with_scheme
-
     inputs_given = not args.given.isdisjoint({"inputs", "config.inputs"})
     config = first_layers(args.config, args.layers)
     config = with_scheme(config, args.scheme, args.inputs if inputs_given else None)
