@@ -213,7 +213,9 @@ def _held_out(names: Sequence[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _encoder(tokenizer: str | None) -> tuple[Callable[[bytes], Sequence[int]], int, str]:
+def _encoder(
+    tokenizer: str | None,
+) -> tuple[Callable[[bytes], Sequence[int] | np.ndarray], int, str]:
     """(bytes -> tokens, vocabulary, what names it in a hash)."""
     if tokenizer is None:
         return lambda text: np.frombuffer(text, np.uint8), BYTES, "bytes"

@@ -69,14 +69,13 @@ def load(
             raise UsageError(
                 f"{path} holds packed weights, whose latent floats are gone: expected packed=True"
             )
-        tables = dict(embed_dtype=stored.embed_dtype, head_dtype=stored.head_dtype)
-    else:
-        tables = {}
 
     def abstract(config: ModelConfig) -> Decoder:
         if not stored.packed:
             return abstract_model(config, packed=False)
-        return abstract_model(config, backend=backend, **tables)
+        return abstract_model(
+            config, backend=backend, embed_dtype=stored.embed_dtype, head_dtype=stored.head_dtype
+        )
 
     try:
         whole = abstract(config)

@@ -22,6 +22,7 @@ from ternax.edit import is_packed
 from ternax.errors import OutputError, UsageError
 from ternax.kernels.packing import LAYOUT_VERSION
 from ternax.models import Decoder
+from ternax.nn.table import PackedTable, Table
 from ternax.random_weights import abstract_model
 
 
@@ -72,8 +73,8 @@ def _put_in_place(draft: pathlib.Path, path: pathlib.Path) -> None:
 def _described(model: Decoder) -> tuple[Manifest, dict[str, np.ndarray]]:
     """What `save` writes: the manifest, and each leaf as a view. UsageError as `save` says."""
     config, packed = model.config, is_packed(model)
-    embed = model.embedding.format if packed else "f32"
-    head = embed if config.tie_embeddings or not packed else model.head.format
+    embed = _table_format(model.embedding)
+    head = embed if config.tie_embeddings else _table_format(model.head)
     tables = dict(embed_dtype=embed, head_dtype=head) if packed else {}
     wanted = leaves(abstract_model(config, packed=packed, **tables))
     found = leaves(model)
@@ -95,6 +96,10 @@ def _described(model: Decoder) -> tuple[Manifest, dict[str, np.ndarray]]:
             raise UsageError(f"save: {leaf.name} {why}")
         stored[leaf.name] = Stored(leaf.shape, leaf.dtype, sha256(arrays[leaf.name]))
     return Manifest(config, packed, LAYOUT_VERSION, embed, head, stored), arrays
+
+
+def _table_format(table: Table | PackedTable) -> str:
+    return table.format if isinstance(table, PackedTable) else "f32"
 
 
 def _write(draft: pathlib.Path, described: Manifest, arrays: dict[str, np.ndarray]) -> None:
