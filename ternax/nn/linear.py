@@ -71,7 +71,7 @@ class QuantLinear(nnx.Module):
         `layer` is unused: the weight comes as one layer's.
         """
         del layer
-        x = INPUTS[self.inputs].fake_quant(enter(x, gate, *_weight_of(norm)))
+        x = INPUTS[self.inputs].fake_quant(enter(x, gate, *weight_of(norm)))
         y = x @ self.scheme.fake_quant(self.kernel[...])
         return y if residual is None else residual + y
 
@@ -137,7 +137,7 @@ class PackedLinear(nnx.Module):
         stacked = packed.data.ndim == 4
         if stacked and layer is None:
             raise ValueError("a stacked PackedLinear needs the layer's index")
-        weight, eps = _weight_of(norm)
+        weight, eps = weight_of(norm)
         static = Static(self.inputs, self.backend, gate, eps)
         layer = layer if stacked else None
         if residual is not None:
@@ -149,7 +149,7 @@ class PackedLinear(nnx.Module):
         return _composed(static, x, weight, packed, residual, layer)
 
 
-def _weight_of(norm: RMSNorm | None) -> tuple[jax.Array | None, float]:
+def weight_of(norm: RMSNorm | None) -> tuple[jax.Array | None, float]:
     return (None, 0.0) if norm is None else (norm.weight[...], norm.eps)
 
 
