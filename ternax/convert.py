@@ -83,12 +83,12 @@ def convert(
       UsageError: a packed model, a scheme or format that cannot be used, tokens out of range.
       NumericCheckFailed: a weight that is not finite, by name.
     """
-    check_float_model(model, embed_dtype, head_dtype)
     config = model.config
     inputs = config.inputs if inputs is None else inputs
+    check_float_model(model, embed_dtype, head_dtype)
     if inputs not in INPUTS:
         raise UsageError(f"inputs must be one of {', '.join(INPUTS)}, found {inputs!r}")
-    _check(model, scheme, packed)
+    check_scheme(model, scheme, packed=packed)
     stream = None if calibration is None else LayerStream(model, calibration)
     errors: list[TensorError] = []
     stacks: dict[str, list] = {part: [] for parts in SAME_INPUTS.values() for part in parts}
@@ -137,8 +137,8 @@ def _set_dense(linear: QuantLinear, weight: jax.Array, inputs: str) -> None:
     linear.inputs = inputs
 
 
-def _check(model: Decoder, scheme: str | None, packed: bool) -> None:
-    """Raises UsageError for a scheme that cannot be used, before anything changes."""
+def check_scheme(model: Decoder, scheme: str | None, *, packed: bool) -> None:
+    """Raises UsageError for a scheme that does not take every weight; computes nothing."""
 
     def first_layer():
         for _, linear in _linears(block_of(model, 0)):

@@ -26,7 +26,17 @@ from ternax.provenance import environment
 from ternax.table import report
 
 SCHEMA = 1
-PHASES = ("create", "compile", "prefill", "decode", "kernel", "evaluate", "train", "plan")
+PHASES = (
+    "create",
+    "compile",
+    "prefill",
+    "decode",
+    "kernel",
+    "evaluate",
+    "train",
+    "plan",
+    "convert",
+)
 KINDS = ("measured", "extrapolated", "predicted")
 
 
@@ -83,6 +93,8 @@ METRICS: dict[str, Metric] = {
     "kl_nats": Metric("nats/token", "mean divergence from the clean model's distribution"),
     "top1_agreement": Metric("fraction", "positions whose likeliest token is the clean model's"),
     "max_abs_error": Metric("", "largest difference from the reference result"),
+    "relative_error": Metric("fraction", "norm of a weight's change over the weight's own"),
+    "output_snr_db": Metric("dB", "power of a projection's outputs over that of their change"),
     "changed_count": Metric("count", "values the noise changed"),
 }
 
