@@ -60,20 +60,25 @@ class Gram(nnx.Variable):
     """f32 [K, K], the sum of x x^T over all tokens seen."""
 
 
-class Observed(nnx.Module):
-    """A projection that adds its inputs to `gram` before it multiplies."""
+class Observed(QuantLinear):
+    """A projection that adds the inputs of its product to `gram`.
 
-    def __init__(self, linear: QuantLinear, inputs: str):
-        self.linear = linear
-        self.inputs = inputs
+    `seen_as` says how they are rounded there, a key of `quant.inputs.INPUTS`; the product
+    itself reads what it always reads.
+    """
+
+    def __init__(self, linear: QuantLinear, seen_as: str):
+        self.kernel, self.scheme = linear.kernel, linear.scheme
+        self.inputs, self.compute = linear.inputs, linear.compute
+        self.seen_as = seen_as
         k_size = linear.kernel.shape[0]
         self.gram = Gram(jnp.zeros((k_size, k_size), jnp.float32))
 
-    def __call__(self, x, layer=None, *, gate=None, norm=None, residual=None):
-        seen = INPUTS[self.inputs].fake_quant(enter(x, gate, *weight_of(norm)))
-        rows = seen.reshape(-1, seen.shape[-1])
+    def read(self, x, *, gate, norm):
+        entered = enter(x, gate, *weight_of(norm))
+        rows = INPUTS[self.seen_as].fake_quant(entered).reshape(-1, entered.shape[-1])
         self.gram.set_value(self.gram[...] + matmul(rows.T, rows))
-        return self.linear(x, layer, gate=gate, norm=norm, residual=residual)
+        return INPUTS[self.inputs].fake_quant(entered)
 
 
 def block_of(model: Decoder, layer: int) -> Block:
@@ -102,7 +107,8 @@ class LayerStream:
         self.num_tokens = tokens.size
         self._rope = rope_table(config, jnp.arange(tokens.shape[1])[None])
         firsts = range(0, len(tokens), calibration.batch)
-        self._hidden = [model.embedding.embed(tokens[i : i + calibration.batch]) for i in firsts]
+        parts = [jnp.asarray(tokens[first : first + calibration.batch]) for first in firsts]
+        self._hidden = [model.embedding.embed(part) for part in parts]
 
     def observe(self, block: Block, inputs: str) -> dict[str, jax.Array]:
         """X^T X, f32 [K, K], of each projection: "attn.q" to "mlp.down". Leaves block as it is.
@@ -114,7 +120,7 @@ class LayerStream:
             module = getattr(block, branch)
             for part in dict.fromkeys(sources.values()):
                 setattr(module, part, Observed(getattr(module, part), inputs))
-        graph, grams, rest = nnx.split(block, Gram, ...)
+        graph, grams, rest = nnx.split(block, Gram, ...)  # type: ignore[misc]
         for hidden in self._hidden:
             grams = _observe(graph, grams, rest, hidden, self._rope)
         nnx.update(block, grams)

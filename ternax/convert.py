@@ -104,7 +104,7 @@ def convert(
             part = pattern.rpartition(".")[2]
             dense = quantized.dequantize()
             stacks[part].append(quantized.pack(part) if packed else dense)
-            if stream is not None and calibration.feed == "quantized":
+            if calibration is not None and calibration.feed == "quantized":
                 _set_dense(linear, dense, inputs)
         if stream is not None and layer + 1 < config.num_layers:
             stream.advance(block)
@@ -152,7 +152,8 @@ def _target(linear: QuantLinear, scheme: str | None, seed: int) -> Scheme:
     """The scheme that `linear` is converted to: its own, or a new one."""
     if scheme is None:
         return linear.scheme
-    return make_scheme(scheme, linear.kernel.shape, rngs=nnx.Rngs(seed))
+    k_size, n = linear.kernel.shape
+    return make_scheme(scheme, (k_size, n), rngs=nnx.Rngs(seed))
 
 
 def _convert_one(

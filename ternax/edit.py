@@ -9,7 +9,7 @@ from flax import nnx
 from ternax.errors import UsageError
 from ternax.kernels.packing import Packed
 from ternax.models import Decoder
-from ternax.nn.linear import PackedLinear, QuantLinear
+from ternax.nn.linear import COMPUTE, PackedLinear, QuantLinear
 from ternax.nn.table import TABLE_FORMATS, PackedTable
 from ternax.quant.integer import Int4, Int8, Unquantized
 from ternax.quant.scheme import BlockScheme, Scheme, check_finite
@@ -188,3 +188,19 @@ def _pack_table(table, dtype: str, name: str, backend: str | None) -> PackedTabl
     else:
         scheme = Unquantized(weight.shape, dtype=dtype)
     return PackedTable(scheme.quantize(weight).pack(name), backend=backend)
+
+
+def wrap_schemes(model: Decoder, wrap: Callable[[Scheme], Scheme]) -> Decoder:
+    """Replaces the scheme of every projection of a float model by `wrap(scheme)`."""
+    for _, linear in float_linears(model):
+        linear.scheme = wrap(linear.scheme)
+    return model
+
+
+def set_compute(model: Decoder, compute: str) -> Decoder:
+    """What a float model's products are held in: "f32", or "bf16", see `bf16_product`."""
+    if compute not in COMPUTE:
+        raise UsageError(f"compute must be one of {', '.join(COMPUTE)}, found {compute!r}")
+    for _, linear in float_linears(model):
+        linear.compute = compute
+    return model

@@ -55,6 +55,12 @@ class PeerFailed(TernaxError):
     exit_code = 7
 
 
+class Preempted(TernaxError):
+    """Told to end by the system; what was done is saved, and the same command goes on."""
+
+    exit_code = 75
+
+
 class Interrupted(TernaxError):
     """Stopped by the user; what was measured is saved and marked incomplete."""
 

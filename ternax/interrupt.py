@@ -5,7 +5,7 @@ import threading
 
 
 class Stop:
-    """Notes a SIGINT and raises KeyboardInterrupt at the next `check`.
+    """Notes a signal and raises KeyboardInterrupt at the next `check`.
 
         with Stop() as stop:
             for piece in work:
@@ -14,24 +14,33 @@ class Stop:
 
     A second SIGINT interrupts at once. Only the main thread may change signal handlers;
     in another one nothing changes.
+
+    Attributes:
+      seen: the signal that came first, or None: a loop that saves before it ends asks here.
     """
 
+    def __init__(self, *signals: signal.Signals):
+        """signals: those to note, by default SIGINT alone."""
+        self.seen: signal.Signals | None = None
+        self._signals = signals or (signal.SIGINT,)
+        self._previous: dict = {}
+
     def __enter__(self):
-        self._seen, self._previous = False, None
+        self.seen, self._previous = None, {}
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._note)
+            self._previous = {number: signal.signal(number, self._note) for number in self._signals}
         return self
 
     def __exit__(self, kind, error, traceback):
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
 
     def _note(self, number, frame):
-        if self._seen:
+        if self.seen is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._seen = True
+        self.seen = self.seen or signal.Signals(number)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if there was a SIGINT."""
-        if self._seen:
+        """Raises KeyboardInterrupt if there was a signal."""
+        if self.seen is not None:
             raise KeyboardInterrupt

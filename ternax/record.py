@@ -87,6 +87,12 @@ METRICS: dict[str, Metric] = {
     "ternary_parameters": Metric("count", "parameters of the projections the scheme packs"),
     "bits_per_weight": Metric("bits", "stored bits of one projection weight, scales included"),
     "nonzero_share": Metric("fraction", "codes that are not zero"),
+    # Training.
+    "steps": Metric("count", "updates of the parameters"),
+    "trained_tokens": Metric("tokens", "targets of all updates together, repeats counted"),
+    "train_tokens_per_s": Metric("tokens/s", "targets over the time of their updates, median"),
+    "matrix_gflops_per_s": Metric("1e9 FLOP/s", "a large product's rate, measured in the same run"),
+    "share_of_matrix_rate": Metric("fraction", "the updates' products over that rate"),
     # Quality.
     "loss_nats": Metric("nats/token", "mean cross-entropy"),
     "perplexity": Metric("", "exp(loss_nats)"),

@@ -80,13 +80,21 @@ class Decoder(nnx.Module):
         graph, state = nnx.split(self)
         return _logits(graph, state, tokens)
 
-    def forward(self, tokens: jax.Array, cache: KVCache | None = None, *, last_only: bool = False):
+    def forward(
+        self,
+        tokens: jax.Array,
+        cache: KVCache | None = None,
+        *,
+        last_only: bool = False,
+        remat: bool = False,
+    ):
         """The forward pass, for use inside a jitted function.
 
         Args:
           tokens: int32 [B, T]; with a cache, they continue it.
           cache: None for a full causal pass.
           last_only: logits of the last position alone.
+          remat: a backward pass computes each layer's inner activations again.
 
         Returns:
           (logits f32 [B, T or 1, V], the cache with T tokens more, or None).
@@ -95,14 +103,14 @@ class Decoder(nnx.Module):
         first = jnp.int32(0) if cache is None else cache.length
         start = jnp.zeros((batch,), jnp.int32) if cache is None else cache.start
         positions = first + jnp.arange(length) - start[:, None]
-        x, cache = self._run_layers(self.embedding.embed(tokens), positions, start, cache)
+        x, cache = self._run_layers(self.embedding.embed(tokens), positions, start, cache, remat)
         if last_only:
             x = x[:, -1:]
         head = self.embedding if self.config.tie_embeddings else self.head
         logits = head.logits(self.norm(x))
         return logits, None if cache is None else advance(cache, length)
 
-    def _run_layers(self, x, positions, start, cache):
+    def _run_layers(self, x, positions, start, cache, remat):
         rope = rope_table(self.config, jnp.maximum(positions, 0))
         graph, whole, sliced = nnx.split(self.layers, PackedStack, ...)
 
@@ -113,7 +121,9 @@ class Decoder(nnx.Module):
             return block(x, layer, rope, start, cache), None
 
         layers = jnp.arange(self.config.num_layers, dtype=jnp.int32)
-        (x, cache), _ = lax.scan(body, (x, cache), (layers, sliced))
+        (x, cache), _ = lax.scan(
+            jax.checkpoint(body) if remat else body, (x, cache), (layers, sliced)
+        )
         return x, cache
 
 

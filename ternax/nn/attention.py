@@ -9,10 +9,11 @@ from flax import nnx
 from ternax.config import ModelConfig
 from ternax.kernels.attention import rotate, step_attention
 from ternax.nn.cache import KVCache
-from ternax.nn.linear import QuantLinear
+from ternax.nn.linear import QuantLinear, side_by_side
 from ternax.nn.norm import RMSNorm
 
 _MASKED = -1e30
+_BLOCK, _MOST_BLOCKS = 64, 8
 
 
 def attend_full(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array) -> jax.Array:
@@ -22,12 +23,25 @@ def attend_full(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array) -> j
     """
     batch, length, heads, width = q.shape
     groups = k.shape[2]
-    q = q.reshape(batch, length, groups, heads // groups, width)
-    scores = jnp.einsum("btgre,bsge->bgrts", q, k) * width**-0.5
-    slot = jnp.arange(length)
-    seen = (slot[None, :] <= slot[:, None]) & (slot[None, None, :] >= start[:, None, None])
-    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, _MASKED), axis=-1)
-    return jnp.einsum("bgrts,bsge->btgre", weights, v).reshape(batch, length, heads, width)
+    shared = heads // groups
+    # The heads that share a key are rows of one product.
+    q = (q * width**-0.5).reshape(batch, length, groups, shared, width).transpose(0, 2, 1, 3, 4)
+    q = q.reshape(batch, groups, length * shared, width)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    # Block by block, each against the keys up to its end: most of what the mask would hide is
+    # never computed. A few blocks, since the program grows with them.
+    block = max(_BLOCK, -(-length // _MOST_BLOCKS))
+    out = []
+    for first in range(0, length, block):
+        end = min(first + block, length)
+        keys, values = k[:, :, :end], v[:, :, :end]
+        scores = jnp.einsum("bgte,bgse->bgts", q[:, :, first * shared : end * shared], keys)
+        slot, token = jnp.arange(end), jnp.repeat(jnp.arange(first, end), shared)
+        seen = (slot <= token[:, None]) & (slot >= start[:, None, None])
+        weights = jax.nn.softmax(jnp.where(seen[:, None], scores, _MASKED), axis=-1)
+        out.append(jnp.einsum("bgts,bgse->bgte", weights, values))
+    joined = jnp.concatenate(out, axis=2).reshape(batch, groups, length, shared, width)
+    return joined.transpose(0, 2, 1, 3, 4).reshape(batch, length, heads, width)
 
 
 def attend_cached(
@@ -76,8 +90,7 @@ class Attention(nnx.Module):
         if hasattr(self, "qkv"):
             qkv = self.qkv(x, layer, norm=norm)
         else:
-            parts = [linear(x, layer, norm=norm) for linear in (self.q, self.k, self.v)]
-            qkv = jnp.concatenate(parts, axis=-1)
+            qkv = side_by_side([self.q, self.k, self.v], x, norm=norm)
         if cache is None:
             heads = qkv.reshape(*x.shape[:2], -1, self.head_dim)
             groups = self.num_kv_heads

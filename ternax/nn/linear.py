@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from ternax.nn.norm import RMSNorm, rms_norm
 from ternax.quant import make_scheme
 from ternax.quant.inputs import INPUTS
 
+COMPUTE = ("f32", "bf16")
 ACTIVATIONS = {"silu": jax.nn.silu, "relu2": lambda x: jnp.square(jax.nn.relu(x))}
 
 
@@ -47,6 +48,7 @@ class QuantLinear(nnx.Module):
       kernel: f32 [K, N].
       scheme: the Scheme instance of this weight.
       inputs: a key of `quant.inputs.INPUTS`.
+      compute: a key of COMPUTE: what the factors of the product are held in.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class QuantLinear(nnx.Module):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * in_features**-0.5)
         self.scheme = make_scheme(scheme, shape, rngs=rngs)
         self.inputs = inputs
+        self.compute = "f32"
 
     def __call__(
         self,
@@ -71,9 +74,66 @@ class QuantLinear(nnx.Module):
         `layer` is unused: the weight comes as one layer's.
         """
         del layer
-        x = INPUTS[self.inputs].fake_quant(enter(x, gate, *weight_of(norm)))
-        y = x @ self.scheme.fake_quant(self.kernel[...])
+        y = side_by_side([self], x, gate=gate, norm=norm)
         return y if residual is None else residual + y
+
+    def read(self, x: jax.Array, *, gate: str | None, norm: RMSNorm | None) -> jax.Array:
+        """What the product multiplies: quantized(norm(gate(x))), f32 [..., K]."""
+        return INPUTS[self.inputs].fake_quant(enter(x, gate, *weight_of(norm)))
+
+
+def side_by_side(
+    linears: Sequence[QuantLinear],
+    x: jax.Array,
+    *,
+    gate: str | None = None,
+    norm: RMSNorm | None = None,
+) -> jax.Array:
+    """The outputs of linears that share an input, side by side: f32 [..., sum of N].
+
+    The input is normed and quantized once, and one product reads it once.
+    """
+    first = linears[0]
+    x = first.read(x, gate=gate, norm=norm)
+    weights = [linear.scheme.fake_quant(linear.kernel[...]) for linear in linears]
+    w = weights[0] if len(weights) == 1 else jnp.concatenate(weights, axis=1)
+    return x @ w if first.compute == "f32" else bf16_product(x, w)
+
+
+@jax.custom_vjp
+def bf16_product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x W with bf16 factors and f32 sums. x: f32 [..., K]; w: f32 [K, N] -> f32 [..., N].
+
+    Rows of x and columns of W are scaled by their largest value first. Int8 digits of a
+    token and trits then become small integers, which bf16 holds exactly: the product of a
+    quantized input with a ternary weight is as exact as in f32. Gradients are rounded.
+    """
+    return _bf16_forward(x, w)[0]
+
+
+def _bf16_forward(x, w):
+    digits, row = _scaled(x, -1, 127.0)
+    codes, column = _scaled(w, 0, 1.0)
+    y = jnp.matmul(digits, codes, preferred_element_type=jnp.float32)
+    return y * row * column, (digits, row, codes, column)
+
+
+def _bf16_backward(saved, g):
+    digits, row, codes, column = saved
+    dx = jnp.matmul((g * column).astype(jnp.bfloat16), codes.T, preferred_element_type=jnp.float32)
+    # Row scales go into g, where they are summed over; digits stay what they were.
+    g = (g * row).astype(jnp.bfloat16).reshape(-1, g.shape[-1])
+    dw = jnp.matmul(digits.reshape(-1, digits.shape[-1]).T, g, preferred_element_type=jnp.float32)
+    return dx, dw
+
+
+bf16_product.defvjp(_bf16_forward, _bf16_backward)
+
+
+def _scaled(x, axis, most):
+    """(bf16 x / scale, f32 scale): the largest |x| along the axis becomes `most`."""
+    scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True) / most
+    return (x / jnp.where(scale > 0, scale, 1)).astype(jnp.bfloat16), scale
 
 
 class PackedLinear(nnx.Module):

@@ -1,11 +1,10 @@
 """The gated MLP: x + down(norm(act(gate) * up)), the norm in BitNet only."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from ternax.config import ModelConfig
-from ternax.nn.linear import QuantLinear
+from ternax.nn.linear import QuantLinear, side_by_side
 from ternax.nn.norm import RMSNorm
 
 
@@ -29,6 +28,5 @@ class MLP(nnx.Module):
         if hasattr(self, "gate_up"):
             both = self.gate_up(x, layer, norm=norm)
         else:
-            parts = [linear(x, layer, norm=norm) for linear in (self.gate, self.up)]
-            both = jnp.concatenate(parts, axis=-1)
+            both = side_by_side([self.gate, self.up], x, norm=norm)
         return self.down(both, layer, gate=self.activation, norm=self.sub_norm, residual=x)

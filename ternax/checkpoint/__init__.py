@@ -1,0 +1,1 @@
+"""What outlives a process: training states (`training`) and finished models (`models`)."""

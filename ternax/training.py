@@ -1,0 +1,319 @@
+"""One training run in one folder: claimed, resumed, saved, stopped, recorded.
+
+folder/run.json          what is trained and how; a resume must ask for the same
+folder/metrics.jsonl     a line each report
+folder/checkpoints/      states, the newest few
+folder/model, float/     the end: packed, and the float weights it was packed from
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+
+import ternax
+from ternax import data, edit, engine
+from ternax.checkpoint.training import TrainCheckpoints
+from ternax.config import ModelConfig
+from ternax.errors import BadModelFile, DoesNotFit, Interrupted, OutputError, Preempted, UsageError
+from ternax.interrupt import Stop
+from ternax.measure import device_name, memory_available_bytes
+from ternax.models import Decoder
+from ternax.record import Record
+from ternax.table import binary
+from ternax.train import Progress, Trainer, TrainSpec
+
+
+@dataclasses.dataclass
+class TrainRun:
+    """What is trained, on what, how, and where it is kept.
+
+    Attributes:
+      config: the model; its scheme is what it is trained under.
+      spec: how.
+      corpus: the text.
+      directory: the run's folder; one run at a time.
+      save_every, keep: steps between two checkpoints, and how many stay.
+      log_every: steps between two reports.
+      teacher: a source for `ternax.load(packed=False)`, where the spec distills.
+      flags_text: the command line, for records.
+    """
+
+    config: ModelConfig
+    spec: TrainSpec
+    corpus: data.Corpus
+    directory: pathlib.Path
+    save_every: int = 500
+    keep: int = 3
+    log_every: int = 20
+    teacher: str | None = None
+    flags_text: str = ""
+
+    def run(
+        self,
+        *,
+        ready: Callable[[Trainer], None] = lambda trainer: None,
+        watch: Callable[[Progress], None] = lambda progress: None,
+    ) -> tuple[Decoder, list[Record]]:
+        """Trains from the newest checkpoint, or from the start, to the last step.
+
+        Args:
+          ready: called when everything is compiled and restored.
+          watch: takes each report.
+
+        Returns:
+          The trained float model and the run's Records (compile and train).
+
+        Raises:
+          UsageError: the folder belongs to another run, or one is going on in it.
+          DoesNotFit: the step needs more memory than is available.
+          NumericCheckFailed: a loss that is not finite; the last good checkpoint stays.
+          Preempted, Interrupted: SIGTERM, Ctrl-C; what was done is saved.
+        """
+        check_corpus(self.config, self.spec, self.corpus)
+        with claimed(self.directory), Stop(signal.SIGINT, signal.SIGTERM) as stop:
+            self._check_same()
+            trainer = self._trainer()
+            with TrainCheckpoints(self.directory / "checkpoints", keep=self.keep) as checkpoints:
+                self._resume(trainer, checkpoints)
+                ready(trainer)
+                return self._advance(trainer, checkpoints, stop, watch)
+
+    def _trainer(self) -> Trainer:
+        model = engine.load(self.config, packed=False, seed=self.spec.seed)
+        teacher = engine.load(self.teacher, packed=False) if self.teacher else None
+        trainer = Trainer(model, self.spec, teacher=teacher)
+        available = memory_available_bytes(jax.devices()[0])
+        if available is not None and trainer.planned_bytes() > available:
+            raise DoesNotFit(
+                f"training {self.config.name} needs {binary(trainer.planned_bytes())} a step, "
+                f"available {binary(available)}: a smaller --batch, --accumulate or --remat "
+                "need less"
+            )
+        return trainer
+
+    def _resume(self, trainer: Trainer, checkpoints) -> None:
+        latest = checkpoints.latest()
+        if latest is None:
+            return
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            trainer.state,
+        )
+        trainer.state, _ = checkpoints.restore(latest, like)
+        trainer.step = latest
+        _cut_metrics(self.directory / "metrics.jsonl", latest)
+
+    def _advance(self, trainer: Trainer, checkpoints, stop: Stop, watch):
+        spec, rates, last = self.spec, [], None
+        first, next_save = trainer.step, trainer.step + self.save_every
+
+        def report(progress: Progress) -> None:
+            nonlocal last
+            last = progress
+            rates.append(progress.tokens_per_s)
+            _append(self.directory / "metrics.jsonl", dataclasses.asdict(progress))
+            watch(progress)
+
+        def after_step(step: int) -> None:
+            nonlocal next_save
+            if step >= next_save or step == spec.steps or stop.seen is not None:
+                checkpoints.save(step, trainer.state, {"tokens": step * spec.batch * spec.length})
+                next_save = step + self.save_every
+            if stop.seen is not None and step < spec.steps:
+                checkpoints.wait()
+                kind = Preempted if stop.seen == signal.SIGTERM else Interrupted
+                raise kind(
+                    f"stopped by {stop.seen.name} after step {step} of {spec.steps}, which is "
+                    f"saved in {self.directory}; the same command goes on from there"
+                )
+
+        trainer.run(self.corpus, log_every=self.log_every, watch=report, after_step=after_step)
+        checkpoints.wait()
+        model = trainer.model()
+        records = [self._record("compile", {"compile_s": trainer.compile_s})]
+        if last is not None:
+            records.append(self._train_record(trainer, rates, last, first))
+        return model, records
+
+    def _train_record(self, trainer: Trainer, rates: list[float], last: Progress, first: int):
+        matrix = matrix_gflops_per_s(self.spec.compute)
+        rate = statistics.median(rates)
+        flops = flops_per_token(trainer, self.config, self.spec.length)
+        return self._record(
+            "train",
+            {
+                "train_tokens_per_s": rate,
+                "steps": self.spec.steps,
+                "trained_tokens": self.spec.tokens,
+                "loss_nats": last.loss_nats,
+                "matrix_gflops_per_s": matrix,
+                "share_of_matrix_rate": rate * flops / 1e9 / matrix,
+                "planned_memory_bytes": trainer.planned_bytes(),
+                "parameters": _count(trainer),
+            },
+            samples=tuple(rates),
+            sample_unit="tokens/s",
+            note=f"{self.corpus.describe()}; {self._how()}"
+            + (f"; resumed at step {first}" if first else ""),
+        )
+
+    def _how(self) -> str:
+        """What of the spec is not the default, in words for a note."""
+        default = TrainSpec(steps=self.spec.steps)
+        changed = {
+            name: value
+            for name, value in dataclasses.asdict(self.spec).items()
+            if value != getattr(default, name)
+        }
+        return ", ".join(f"{name} {value}" for name, value in changed.items()) or "default recipe"
+
+    def _record(self, phase: str, metrics: dict, **fields) -> Record:
+        return Record(
+            experiment="train",
+            config=self.config.name,
+            scheme=self.config.scheme,
+            inputs=self.config.inputs,
+            backend="xla",
+            device=device_name(jax.devices()[0]),
+            layers=self.config.num_layers,
+            batch=self.spec.batch,
+            context=self.spec.length,
+            phase=phase,
+            kind="measured",
+            metrics=metrics,
+            seed=self.spec.seed,
+            flags=self.flags_text,
+            **fields,
+        )
+
+    def _identity(self) -> dict:
+        """What two runs must share to be one."""
+        return {
+            "config": dataclasses.asdict(self.config),
+            "spec": dataclasses.asdict(self.spec),
+            "corpus": self.corpus.sha256,
+            "teacher": self.teacher,
+        }
+
+    def _check_same(self) -> None:
+        """Claims the folder for this run, or raises what differs from the run it belongs to."""
+        path, mine = self.directory / "run.json", json.loads(json.dumps(self._identity()))
+        if not path.exists():
+            draft = path.with_suffix(".draft")
+            draft.write_text(json.dumps(mine, indent=1))
+            os.replace(draft, path)
+            return
+        try:
+            theirs = json.loads(path.read_text())
+        except ValueError as error:
+            raise BadModelFile(path, "run.json", f"not JSON: {error}") from error
+        found = list(_differences(theirs, mine))
+        if found:
+            raise UsageError(
+                f"{self.directory} holds another run: {'; '.join(found[:5])}. Give the same flags "
+                "to resume it, or another --output_dir"
+            )
+
+
+def save_models(model: Decoder, directory: pathlib.Path) -> None:
+    """The float weights to directory/float, then the model packed, to directory/model."""
+    ternax.save(model, directory / "float")
+    ternax.save(edit.pack_model(model), directory / "model")
+
+
+def check_corpus(config: ModelConfig, spec: TrainSpec, corpus: data.Corpus) -> None:
+    """Raises UsageError for a text this model cannot be trained on."""
+    if corpus.vocab_size > config.vocab_size:
+        raise UsageError(
+            f"corpus: its tokens need a vocabulary of {corpus.vocab_size}, {config.name} has "
+            f"{config.vocab_size}; set --config.vocab_size"
+        )
+    data.batch(corpus.train, 0, batch=1, length=spec.length, seed=spec.seed)
+
+
+@contextlib.contextmanager
+def claimed(directory: pathlib.Path) -> Iterator[None]:
+    """The folder as this process's own, for as long as the block lasts or the process lives."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / "lock", "w")  # noqa: SIM115  (held as long as the claim)
+    except OSError as error:
+        raise OutputError(f"{directory} cannot be used: {error.strerror or error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                f"another run is going on in {directory}: wait for it, or give another --output_dir"
+            ) from error
+        yield
+
+
+def matrix_gflops_per_s(compute: str, seconds: float = 0.5) -> float:
+    """The rate of a 2048 x 2048 x 2048 product in `compute`, median over half a second."""
+    side = 2048
+    dtype = {"f32": jnp.float32, "bf16": jnp.bfloat16}[compute]
+    a = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    product(a).block_until_ready()
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        started = time.perf_counter()
+        product(a).block_until_ready()
+        times.append(time.perf_counter() - started)
+    return 2 * side**3 / statistics.median(times) / 1e9
+
+
+def flops_per_token(trainer: Trainer, config: ModelConfig, length: int) -> float:
+    """Operations of an update for each target: forward and backward, two a multiply-add.
+
+    Six for each weight of a projection or of the head, and causal attention, whose half that
+    the mask hides is not counted. What remat repeats is not counted either.
+    """
+    params = trainer.state["params"]
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    weights = sum(leaf.size for path, leaf in flat if getattr(path[-1], "key", "") == "kernel")
+    weights += config.vocab_size * config.hidden_size
+    attention = config.num_layers * config.num_heads * config.head_dim * length
+    return 6.0 * (weights + attention)
+
+
+def _count(trainer: Trainer) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(trainer.state["params"]))
+
+
+def _append(path: pathlib.Path, values: dict) -> None:
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(values) + "\n")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _cut_metrics(path: pathlib.Path, step: int) -> None:
+    """Drops the lines behind `step`: the resumed run writes them again."""
+    if path.exists():
+        lines = path.read_text().splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        draft = path.with_suffix(".draft")
+        draft.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(draft, path)
+
+
+def _differences(theirs, mine, path: str = "") -> Iterator[str]:
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for name in sorted({*theirs, *mine}):
+            inner = f"{path}.{name}" if path else name
+            yield from _differences(theirs.get(name), mine.get(name), inner)
+    elif theirs != mine:
+        yield f"{path} is {theirs!r} there, {mine!r} asked"
