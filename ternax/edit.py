@@ -72,15 +72,35 @@ def pack_model(
       UsageError: tied tables asked for in two formats; an unknown format.
       NumericCheckFailed: a weight that is not finite, by name.
     """
+    check_float_model(model, embed_dtype, head_dtype)
+    return assemble(model, _pack_stack, embed_dtype, head_dtype, backend)
+
+
+def check_float_model(model: Decoder, embed_dtype: str, head_dtype: str) -> None:
+    """Raises what `pack_model` raises, while the model is still whole."""
     if is_packed(model):
-        raise UsageError("pack_model: expected a float model, found one that is packed already")
+        raise UsageError("expected a float model, found one that is packed already")
     check_table_dtypes(model.config, embed_dtype, head_dtype)
     _check_finite(model)
+
+
+def assemble(
+    model: Decoder,
+    pack: Callable[[QuantLinear, str], Packed],
+    embed_dtype: str,
+    head_dtype: str,
+    backend: str | None,
+) -> Decoder:
+    """Puts packed projections and tables in the place of float ones; returns the model.
+
+    pack: (a stacked QuantLinear, its part's name) -> its stacked Packed, asked for in turn, so
+    that each one's latent weights are gone before the next is packed.
+    """
     for branch, fused in _FUSED.items():
         module = getattr(model.layers, branch)
         for name, parts in fused.items():
             linears = [getattr(module, part) for part in parts]
-            packed = [_pack_stack(*pair) for pair in zip(linears, parts, strict=True)]
+            packed = [pack(*pair) for pair in zip(linears, parts, strict=True)]
             for part in parts:
                 delattr(module, part)
             setattr(

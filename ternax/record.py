@@ -26,7 +26,17 @@ from ternax.provenance import environment
 from ternax.table import report
 
 SCHEMA = 1
-PHASES = ("create", "compile", "prefill", "decode", "kernel", "evaluate", "train", "plan")
+PHASES = (
+    "create",
+    "compile",
+    "prefill",
+    "decode",
+    "kernel",
+    "evaluate",
+    "train",
+    "plan",
+    "convert",
+)
 KINDS = ("measured", "extrapolated", "predicted")
 
 
@@ -107,6 +117,8 @@ METRICS: dict[str, Metric] = {
     "top1_agreement_low": Metric("fraction", "lower end of its 95 % interval over the text"),
     "top1_agreement_high": Metric("fraction", "upper end of that interval"),
     "max_abs_error": Metric("", "largest difference from the reference result"),
+    "relative_error": Metric("fraction", "norm of a weight's change over the weight's own"),
+    "output_snr_db": Metric("dB", "power of a projection's outputs over that of their change"),
     "changed_count": Metric("count", "values the noise changed"),
 }
 

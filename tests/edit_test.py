@@ -116,7 +116,11 @@ def test_backend_is_pinned_everywhere(packed):
 
 # --- The same model ------------------------------------------------------------------------
 
-SPECS = [*SCHEMES, "twn,granularity=group,group_size=16"]
+UNPACKABLE = ("nf4", "nvfp4")
+SPECS = [
+    *(name for name in SCHEMES if name not in UNPACKABLE),
+    "twn,granularity=group,group_size=16",
+]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -182,6 +186,12 @@ def refuse(model, error, match, **packing):
 
 def test_packing_twice(packed):
     refuse(packed, UsageError, "expected a float model, found one that is packed")
+
+
+@pytest.mark.parametrize("scheme", UNPACKABLE)
+def test_scheme_without_kernels(scheme, float_leaves):
+    model = float_model(float_leaves, dataclasses.replace(CONFIG, scheme=scheme))
+    refuse(model, UsageError, f"format {scheme} cannot be packed: no kernel")
 
 
 @pytest.mark.parametrize("flag", ["embed_dtype", "head_dtype"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ternax.kernels.packing import FLOAT_FORMATS, float_to_bits, unpack_numpy
-from ternax.quantized import Quantized, check
+from ternax.quantized import CODEBOOKS, Quantized, check
 
 K, N = 48, 5
 
@@ -71,11 +71,28 @@ def test_density_counts_non_zeros():
     assert float(dataclasses.replace(quantized(), codes=codes).density()) == 12 / K
 
 
+@pytest.mark.parametrize(
+    "format, bits", [("nf4", 4 + 32 / 16), ("nvfp4", 4 + 8 / 16 + 32 / (K * N))]
+)
+def test_codebook_formats_look_values_up(format, bits):
+    values = CODEBOOKS[format].values
+    codes = np.random.default_rng(0).integers(0, len(values), (1, K, N)).astype(np.int8)
+    scale = np.random.default_rng(1).uniform(0.5, 2, (1, 3, N)).astype(np.float32)
+    q = Quantized(jnp.asarray(codes), jnp.asarray(scale), format=format)
+    expected = np.asarray(values)[codes[0]] * np.repeat(scale[0], 16, axis=0)
+    np.testing.assert_allclose(q.dequantize(), expected, rtol=1e-6)
+    assert q.bits_per_weight == pytest.approx(bits)
+    assert float(q.density()) == pytest.approx(np.mean(expected != 0))
+    check(q)
+    with pytest.raises(ValueError, match=rf"codes must lie in \[0, {len(values) - 1}\]"):
+        check(dataclasses.replace(q, codes=q.codes.at[0, 0, 0].set(len(values))))
+
+
 LEAF = jnp.ones((1, 1, 1))
 REFUSED = {
     "format": (
         dict(format="trit9"),
-        "format must be one of trit2, int4, int8, bf16, f32, found 'trit9'",
+        "format must be one of trit2, int4, int8, bf16, f32, nf4, nvfp4, found 'trit9'",
     ),
     "axes of scale": (
         dict(scale=jnp.ones((1, 1))),

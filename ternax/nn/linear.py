@@ -77,6 +77,10 @@ class QuantLinear(nnx.Module):
         y = side_by_side([self], x, gate=gate, norm=norm)
         return y if residual is None else residual + y
 
+    def read(self, x: jax.Array, *, gate: str | None, norm: RMSNorm | None) -> jax.Array:
+        """What the product multiplies: quantized(norm(gate(x))), f32 [..., K]."""
+        return INPUTS[self.inputs].fake_quant(enter(x, gate, *weight_of(norm)))
+
 
 def side_by_side(
     linears: Sequence[QuantLinear],
@@ -90,7 +94,7 @@ def side_by_side(
     The input is normed and quantized once, and one product reads it once.
     """
     first = linears[0]
-    x = INPUTS[first.inputs].fake_quant(enter(x, gate, *_weight_of(norm)))
+    x = first.read(x, gate=gate, norm=norm)
     weights = [linear.scheme.fake_quant(linear.kernel[...]) for linear in linears]
     w = weights[0] if len(weights) == 1 else jnp.concatenate(weights, axis=1)
     return x @ w if first.compute == "f32" else bf16_product(x, w)
@@ -193,7 +197,7 @@ class PackedLinear(nnx.Module):
         stacked = packed.data.ndim == 4
         if stacked and layer is None:
             raise ValueError("a stacked PackedLinear needs the layer's index")
-        weight, eps = _weight_of(norm)
+        weight, eps = weight_of(norm)
         static = Static(self.inputs, self.backend, gate, eps)
         layer = layer if stacked else None
         if residual is not None:
@@ -205,7 +209,7 @@ class PackedLinear(nnx.Module):
         return _composed(static, x, weight, packed, residual, layer)
 
 
-def _weight_of(norm: RMSNorm | None) -> tuple[jax.Array | None, float]:
+def weight_of(norm: RMSNorm | None) -> tuple[jax.Array | None, float]:
     return (None, 0.0) if norm is None else (norm.weight[...], norm.eps)
 
 

@@ -7,7 +7,7 @@ import inspect
 from flax import nnx
 
 from ternax.errors import UsageError
-from ternax.quant import integer, ternary
+from ternax.quant import codebook, gptq, integer, least_squares, ternary, trit_planes
 from ternax.quant.scheme import Scheme
 
 SCHEMES: dict[str, type[Scheme]] = {
@@ -15,8 +15,13 @@ SCHEMES: dict[str, type[Scheme]] = {
     "twn": ternary.TWN,
     "optimal": ternary.Optimal,
     "sign": ternary.Sign,
+    "ls": least_squares.LeastSquares,
+    "gptq": gptq.GPTQ,
+    "ptqtp": trit_planes.TritPlanes,
     "int8": integer.Int8,
     "int4": integer.Int4,
+    "nf4": codebook.NF4,
+    "nvfp4": codebook.NVFP4,
     "none": integer.Unquantized,
 }
 

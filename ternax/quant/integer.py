@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from ternax.errors import UsageError
 from ternax.kernels.packing import FLOAT_FORMATS, FORMATS, float_to_bits
-from ternax.quant.scheme import EPS, BlockScheme, Scheme
+from ternax.quant.scheme import EPS, BlockScheme, Scheme, fitting_group
 from ternax.quantized import Quantized
 
 
@@ -32,9 +32,8 @@ class Int4(_AbsMax):
     format = "int4"
 
     def __init__(self, shape, *, granularity="group", group_size=128, rngs=None):
-        if granularity == "group" and shape[0] % group_size and group_size == 128:
-            group_size = next((g for g in (64, 32, 16) if shape[0] % g == 0), shape[0])
-            granularity = "group" if shape[0] % 16 == 0 else "row"
+        if granularity == "group" and group_size == 128:
+            granularity, group_size = fitting_group(shape[0], group_size)
         super().__init__(shape, granularity=granularity, group_size=group_size, rngs=rngs)
 
 

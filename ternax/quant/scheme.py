@@ -50,6 +50,16 @@ class Scheme(nnx.Module):
         return straight_through(w, self.quantize(w).dequantize())
 
 
+def fitting_group(k_size: int, size: int) -> tuple[str, int]:
+    """("group", `size` or the largest of 64, 32 and 16 below it that divides K), or ("row", size).
+
+    What a scheme does whose default is groups, for a matrix that `size` does not divide.
+    """
+    sizes = [size, *(smaller for smaller in (64, 32, 16) if smaller < size)]
+    found = next((each for each in sizes if k_size % each == 0), None)
+    return ("group", found) if found else ("row", size)
+
+
 class BlockScheme(Scheme):
     """A scheme that treats each block of weights sharing a scale alike.
 

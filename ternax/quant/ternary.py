@@ -5,11 +5,11 @@ import jax.numpy as jnp
 from ternax.quant.scheme import EPS, BlockScheme
 
 
-def _mean_abs(w, axes):
+def mean_abs(w, axes):
     return jnp.mean(jnp.abs(w), axis=axes, keepdims=True)
 
 
-def _kept_mean(w, kept, axes):
+def kept_mean(w, kept, axes):
     """Mean of |w| where `kept`: the least-squares scale of sign(w) on `kept`."""
     count = jnp.sum(kept, axis=axes, keepdims=True, dtype=jnp.float32)
     total = jnp.sum(jnp.abs(w) * kept, axis=axes, keepdims=True)
@@ -23,7 +23,7 @@ class AbsMean(BlockScheme):
     """
 
     def quantize_blocks(self, w, axes):
-        scale = jnp.maximum(_mean_abs(w, axes), EPS)
+        scale = jnp.maximum(mean_abs(w, axes), EPS)
         return jnp.clip(jnp.round(w / scale), -1, 1), scale
 
 
@@ -34,8 +34,8 @@ class TWN(BlockScheme):
     """
 
     def quantize_blocks(self, w, axes):
-        kept = jnp.abs(w) > 0.7 * _mean_abs(w, axes)
-        return jnp.sign(w) * kept, jnp.maximum(_kept_mean(w, kept, axes), EPS)
+        kept = jnp.abs(w) > 0.7 * mean_abs(w, axes)
+        return jnp.sign(w) * kept, jnp.maximum(kept_mean(w, kept, axes), EPS)
 
 
 class Optimal(BlockScheme):
@@ -54,7 +54,7 @@ class Optimal(BlockScheme):
         best = jnp.argmax(jnp.cumsum(falling, axis=1) ** 2 / counts, axis=1, keepdims=True)
         threshold = jnp.take_along_axis(falling, best, axis=1)
         kept = (magnitude >= threshold) & (magnitude > 0)
-        return jnp.sign(w) * kept, jnp.maximum(_kept_mean(w, kept, axes), EPS)
+        return jnp.sign(w) * kept, jnp.maximum(kept_mean(w, kept, axes), EPS)
 
 
 class Sign(BlockScheme):
@@ -64,4 +64,4 @@ class Sign(BlockScheme):
 
     def quantize_blocks(self, w, axes):
         centred = w - jnp.mean(w, axis=axes, keepdims=True)
-        return jnp.where(centred >= 0, 1, -1), jnp.maximum(_mean_abs(w, axes), EPS)
+        return jnp.where(centred >= 0, 1, -1), jnp.maximum(mean_abs(w, axes), EPS)

@@ -1,0 +1,255 @@
+"""What does quantizing a float model cost, weight by weight?
+
+    python -m experiments.convert --config=tiny-llama --scheme=gptq --calibrate=stdlib
+
+Quantizes every projection in turn, layer by layer, and tells for each one how far it is from
+what it was: the weight itself, and with --calibrate also its outputs. `ternax.convert` does it.
+"""
+
+import dataclasses
+import sys
+import textwrap
+
+from ternax import cost, measure
+from ternax.errors import DoesNotFit, UsageError
+from ternax.experiments import flags
+from ternax.record import Record, Store, open_store
+from ternax.table import binary, row
+
+WIDTH = 100
+# Of the float weights' bytes, what a conversion holds at its peak: beside them the packed ones,
+# or the new floats, and one layer's copies and statistics.
+_PEAK = {"packed": 1.4, "floats": 2.3}
+
+
+def convert_flags(define):
+    from ternax.calibrate import FEEDS
+    from ternax.nn.table import TABLE_FORMATS
+
+    define.section("Convert")
+    define.string(
+        "calibrate",
+        None,
+        "text whose inputs the scheme sees: stdlib, a file or a directory",
+        form="SOURCE",
+        default_text="none",
+    )
+    define.string("tokenizer", None, "tokenizer.json of that text", default_text="a token a byte")
+    define.integer("calibrate_tokens", 16384, "tokens of it", lower=1)
+    define.integer("calibrate_length", 128, "tokens of each sequence", lower=1)
+    define.choice(
+        "feed", "quantized", FEEDS, "which output of a layer the calibration of the next one sees"
+    )
+    define.boolean("floats", "keep dequantized floats, for schemes that no kernel takes")
+    define.choice("embed_dtype", "int8", TABLE_FORMATS, "how the embedding table is packed")
+    define.choice(
+        "head_dtype",
+        None,
+        TABLE_FORMATS,
+        "how the head is packed",
+        default_text="int8; tied: as embed_dtype",
+    )
+    define.string("output", None, "save the converted model there", form="DIR", default_text="no")
+
+
+def run(
+    model,
+    scheme: str,
+    store: Store,
+    *,
+    calibration=None,
+    seed: int = 0,
+    note: str = "",
+    flags_text: str = "",
+    watch=lambda error: None,
+    **options,
+) -> list[Record]:
+    """Converts `model` in place: a Record for each weight, then one for all of them.
+
+    Args:
+      model: a float Decoder.
+      scheme: what it is converted to.
+      store: takes each Record as soon as it is known.
+      calibration: a `calibrate.Calibration`, or None.
+      seed: of schemes that own Params.
+      note: what a reader must know of weights and calibration.
+      flags_text: the command line.
+      watch: called with each `TensorError`.
+      options: packed, inputs, embed_dtype, head_dtype, backend, as for `ternax.convert`.
+    """
+    import jax
+
+    from ternax.convert import convert
+
+    records: list[Record] = []
+    common = Record(
+        experiment="convert",
+        config=model.config.name,
+        scheme=scheme,
+        inputs=options.get("inputs") or model.config.inputs,
+        backend="",
+        device=measure.device_name(jax.devices()[0]),
+        layers=model.config.num_layers,
+        batch=0 if calibration is None else len(calibration.tokens),
+        context=0 if calibration is None else calibration.tokens.shape[1],
+        phase="convert",
+        kind="measured",
+        sample_unit="s",
+        seed=seed,
+        flags=flags_text,
+    )
+
+    def keep(text, metrics, samples):
+        full = f"{text}; {note}" if note else text
+        record = dataclasses.replace(common, note=full, metrics=metrics, samples=samples)
+        store.append(record)
+        records.append(record)
+
+    def seen(error):
+        metrics = {
+            "relative_error": error.relative_error,
+            "nonzero_share": error.nonzero_share,
+            "bits_per_weight": error.bits_per_weight,
+        }
+        if error.output_snr_db is not None:
+            metrics["output_snr_db"] = error.output_snr_db
+        size = " x ".join(map(str, error.shape))
+        keep(f"{error.name} [{size}]", metrics, (error.seconds,))
+        watch(error)
+
+    _, errors = convert(model, scheme, calibration=calibration, seed=seed, watch=seen, **options)
+    sizes = [error.shape[0] * error.shape[1] for error in errors]
+
+    def mean(name):
+        values = [getattr(error, name) for error in errors]
+        return sum(n * v for n, v in zip(sizes, values, strict=True)) / sum(sizes)
+
+    metrics = {name: mean(name) for name in ("relative_error", "nonzero_share", "bits_per_weight")}
+    metrics["ternary_parameters"] = sum(sizes)
+    total = f"mean of {len(errors)} weights by size"
+    keep(total, metrics, (sum(error.seconds for error in errors),))
+    return records
+
+
+def start(args):
+    """The float model that the flags name, with random weights."""
+    from ternax.engine import first_layers, load
+
+    config = first_layers(args.config, args.layers)
+    config = dataclasses.replace(config, scheme="none,dtype=f32", inputs="none")
+    need = int(4 * cost.count_parameters(config)[0] * _PEAK["floats" if args.floats else "packed"])
+    free = cost.available_bytes()
+    if free is not None and need > free:
+        raise DoesNotFit(
+            f"{config.name} needs about {binary(need)} to be converted from floats, available "
+            f"{binary(free)}; take fewer --layers or a smaller --config"
+        )
+    return load(config, packed=False, seed=args.seed)
+
+
+def save(model, path: str) -> None:
+    """Writes the converted model to a directory."""
+    import ternax
+
+    ternax.save(model, path)
+
+
+def calibration_of(args, config):
+    """(Calibration or None, what a record says of it)."""
+    if args.calibrate is None:
+        given = args.given & {"calibrate_tokens", "calibrate_length", "tokenizer", "feed"}
+        if given:
+            raise UsageError(f"--{min(given)} belongs to --calibrate=stdlib, a file or a directory")
+        return None, "not calibrated"
+    from ternax import data
+    from ternax.calibrate import Calibration
+
+    corpus = data.open_corpus(args.calibrate, tokenizer=args.tokenizer)
+    length = min(args.calibrate_length, args.calibrate_tokens, config.max_context)
+    count = max(1, args.calibrate_tokens // length)
+    tokens = data.batch(corpus.train, 0, batch=count, length=length, seed=args.seed)[:, :-1]
+    told = f"calibrated on {tokens.size:,} tokens, fed {args.feed}, of {corpus.describe()}"
+    return Calibration(tokens, feed=args.feed), told
+
+
+def line(error) -> str:
+    """A weight's numbers, under `HEADING`."""
+    size = f"{error.shape[0]} x {error.shape[1]}"
+    snr = "" if error.output_snr_db is None else f"{error.output_snr_db:.2f}"
+    return (
+        f"  {error.name:24}{size:>15}{error.relative_error:>12.4f}{snr:>12}"
+        f"{100 * error.nonzero_share:>12.1f}{error.bits_per_weight:>10.3f}{error.seconds:>10.2f}"
+    ).rstrip()
+
+
+HEADING = (
+    f"  {'weight':24}{'K x N':>15}{'|W-V|/|W|':>12}{'output dB':>12}{'nonzero %':>12}"
+    f"{'bits':>10}{'s':>10}"
+)
+
+
+def convert_model(args) -> None:
+    """The command: calibrate, convert, say what was lost, save."""
+    if args.threads is not None:
+        measure.limit_threads(args.threads)
+    from ternax.convert import check_scheme
+
+    tied = args.config.tie_embeddings
+    head = args.head_dtype or (args.embed_dtype if tied else "int8")
+    calibration, told = calibration_of(args, args.config)
+    model = start(args)
+    check_scheme(model, args.scheme, packed=not args.floats)
+    with open_store(args.output_dir, "convert", args.config.name, args.scheme) as store:
+        title = f"convert {args.config.name}, random floats, to {args.scheme}; {told}"
+        print(row("ternax", title), HEADING, sep="\n", flush=True)
+        *_, total = run(
+            model,
+            args.scheme,
+            store,
+            calibration=calibration,
+            seed=args.seed,
+            note=f"random floats; {told}",
+            flags_text=args.command_line,
+            watch=lambda error: print(line(error), flush=True),
+            packed=not args.floats,
+            inputs=args.inputs,
+            embed_dtype=args.embed_dtype,
+            head_dtype=head,
+        )
+        if args.output:
+            save(model, args.output)
+    m = total.metrics
+    print(
+        textwrap.fill(
+            f"{m['ternary_parameters']:,} weights of {args.config.name} in {args.scheme} at "
+            f"{m['bits_per_weight']:.3f} bits are {m['relative_error']:.3f} of their norm away "
+            f"from the floats, and {100 * m['nonzero_share']:.1f} % of the codes are not zero.",
+            WIDTH,
+        )
+    )
+    print(
+        *[f"saved {args.output}"] * bool(args.output),
+        f"wrote {store.directory}/results.json",
+        sep="\n",
+    )
+
+
+COMMAND = flags.Command(
+    name="convert",
+    summary="Quantizes a float model after training and tells what each weight lost.",
+    groups=(flags.model_flags, convert_flags, flags.run_flags),
+    examples=(
+        ("--config=tiny-llama --scheme=gptq --calibrate=stdlib", "GPTQ on Python's own sources"),
+        ("--config=1b --layers=2 --scheme=ptqtp", "two trit-planes, two layers, no calibration"),
+        ("--config=tiny-bitnet --scheme=nf4 --floats", "a format to compare with, as floats"),
+    ),
+    default_config="tiny-llama",
+)
+
+
+def main(argv=None) -> int:
+    return COMMAND.run(convert_model, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

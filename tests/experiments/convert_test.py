@@ -1,0 +1,92 @@
+"""experiments.convert: the records it leaves, what it prints, and what it refuses at once."""
+
+import pytest
+
+import ternax
+from ternax import cost, edit
+from ternax.experiments import convert
+from ternax.record import read_records
+
+TINY = ["--config=tiny-bitnet", "--config.num_layers=2"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_text("Call me Ishmael. Some years ago, never mind how long precisely. " * 20)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, text):
+    """(directory, what was saved) of one calibrated run."""
+    directory, saved = tmp_path_factory.mktemp("convert") / "out", []
+    flags = [f"--calibrate={text}", "--calibrate_tokens=200", "--calibrate_length=40"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ternax, "save", lambda *given: saved.append(given), raising=False)
+        arguments = [*TINY, "--scheme=ls", *flags, f"--output_dir={directory}", "--output=there"]
+        assert convert.main(arguments) == 0
+    return directory, saved
+
+
+def test_every_weight_is_a_record_and_all_of_them_another(ran):
+    *each, total = read_records(ran[0] / "results.jsonl")
+    names = [record.note.partition(" ")[0] for record in each]
+    assert len(names) == 14 and names[0] == "layers.0.attn.q" and names[-1] == "layers.1.mlp.down"
+    for record in (*each, total):
+        assert (record.experiment, record.phase, record.kind) == ("convert", "convert", "measured")
+        assert (record.scheme, record.inputs, record.layers) == ("ls", "int8", 2)
+        assert (record.batch, record.context) == (5, 40)
+        assert len(record.samples) == 1 and record.sample_unit == "s"
+        assert "calibrated on 200 tokens, fed quantized, of " in record.note
+    # Trits of a Gaussian: 1 - cos^2 with 0.8878^2 (closed form) on the weights.
+    assert all(0.40 < record.metrics["relative_error"] < 0.52 for record in each)
+    assert all(5 < record.metrics["output_snr_db"] < 20 for record in each)
+    assert total.metrics["ternary_parameters"] == 119_808 * 2 // 3
+    shapes = [record.note.split("[")[1].split("]")[0].split(" x ") for record in each]
+    sizes = [int(k_size) * int(n) for k_size, n in shapes]
+    for name in ("relative_error", "nonzero_share", "bits_per_weight"):
+        mean = sum(n * r.metrics[name] for n, r in zip(sizes, each, strict=True)) / sum(sizes)
+        assert total.metrics[name] == pytest.approx(mean)
+
+
+def test_the_packed_model_is_saved(ran):
+    ((model, path),) = ran[1]
+    assert path == "there" and edit.is_packed(model) and model.config.scheme == "ls"
+
+
+def test_screen(capsys, tmp_path):
+    arguments = [*TINY, "--layers=1", "--scheme=int8", "--floats", f"--output_dir={tmp_path}"]
+    assert convert.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    (row,) = [line.split() for line in lines if "layers.0.mlp.down" in line]
+    assert row[1:4] == ["144", "x", "64"] and 0.001 < float(row[4]) < 0.02  # no dB: not calibrated
+    assert len(row) == 8 and float(row[6]) == pytest.approx(8 + 32 / 144, abs=1e-3)
+    assert any("weights of tiny-bitnet(num_layers=2) in int8 at 8." in line for line in lines)
+    assert not [line for line in lines if "layers.1" in line]
+
+
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        (["--scheme=nf4"], 2, "format nf4 cannot be packed"),
+        (["--scheme=gptq,damping=0.0"], 2, "damping must lie between"),
+        (["--scheme=ls", "--calibrate_tokens=9"], 2, "--calibrate_tokens belongs to --calibrate"),
+        (["--scheme=ls", "--calibrate=/no/such"], 2, "expected a file or a directory"),
+        (["--scheme=ls", "--config.vocab_size=8", "--calibrate=TEXT"], 2, "has tokens 0 to 7"),
+    ],
+)
+def test_refusals_are_one_line_and_write_nothing(arguments, code, words, capsys, tmp_path, text):
+    directory = tmp_path / "out"
+    arguments = [argument.replace("TEXT", str(text)) for argument in arguments]
+    assert convert.main([*TINY, *arguments, f"--output_dir={directory}"]) == code
+    said = capsys.readouterr()
+    assert words in said.err and len(said.err.splitlines()) == 1
+    assert not list(directory.glob("results.json")) or "tokens 0 to 7" in words
+
+
+def test_floats_that_do_not_fit_are_refused_before_they_are_made(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(cost, "available_bytes", lambda: 3 * 2**30)
+    assert convert.main(["--config=1b", "--scheme=ls", f"--output_dir={tmp_path / 'out'}"]) == 3
+    assert "1b needs about 6.45 GiB to be converted" in capsys.readouterr().err
