@@ -1,8 +1,14 @@
-"""What all tests share: how hypothesis runs, and `--scheme` for the conformance suite."""
+"""What all tests share: compiled programs, how hypothesis runs, and `--scheme` for the conformance suite."""
 
 import os
+import tempfile
 
 import hypothesis
+
+# What several tests compile alike, here or in processes they start, is compiled once.
+_COMPILED = tempfile.TemporaryDirectory(prefix="ternax-compiled-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 # Compiling a new shape takes longer than any deadline. In CI the same examples each time;
 # elsewhere new ones, with the line that repeats a failure.
