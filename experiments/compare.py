@@ -61,7 +61,7 @@ def compare(args) -> None:
         )
     if args.profile_dir:
         raise UsageError("--profile_dir is for experiments.decode: a profile takes time")
-    name = args.config.name.partition("(")[0]  # decode's default is another one
+    name = args.source.name  # decode's default is another one
     asked = flags.words(args, {"rounds", "output_dir", "debug", "peer", "timeout_s"}, config=name)
     contest = comparison.Contest(
         config=args.config.name,

@@ -131,6 +131,36 @@ def _replace(value, changes: dict):
     return dataclasses.replace(value, **direct, **inner)
 
 
+def with_short_forms(config: ModelConfig, args) -> ModelConfig:
+    """--scheme and --inputs stand for --config.scheme and --config.inputs."""
+    changes = {}
+    for field in ("scheme", "inputs"):
+        value = getattr(args, field)
+        if value is None:
+            continue
+        if f"config.{field}" in args.given and getattr(config, field) != value:
+            raise UsageError(
+                f"--{field} and --config.{field} must agree, found {value!r} and "
+                f"{getattr(config, field)!r}; give one of them"
+            )
+        changes[field] = value
+    return dataclasses.replace(config, **changes) if changes else config
+
+
+def layers(args) -> int:
+    """--layers, checked against the model; all of them when it is not given."""
+    config = args.config
+    if args.layers is None:
+        return config.num_layers
+    if args.layers > config.num_layers:
+        raise UsageError(
+            f"--layers must be at most {config.num_layers}, the layers of "
+            f"{config.name}, found {args.layers}; --config.num_layers={args.layers} "
+            "makes a deeper model"
+        )
+    return args.layers
+
+
 def _field_docs() -> dict[str, str]:
     """Field -> sentence, from the "Attributes:" part of ModelConfig's docstring."""
     _, _, attributes = inspect.cleandoc(ModelConfig.__doc__ or "").partition("Attributes:\n")

@@ -13,7 +13,8 @@ import sys
 import textwrap
 
 from ternax import cost, measure
-from ternax.config import ModelConfig
+from ternax.checkpoint.box import Source
+from ternax.config import ModelConfig, first_layers, with_scheme
 from ternax.decoding import DecodeRun, run
 from ternax.errors import DoesNotFit, UsageError
 from ternax.experiments import flags
@@ -44,7 +45,13 @@ def decode_flags(define):
     )
     define.integer("batch", 1, "sequences decoded together", lower=1)
     define.choice("kv_dtype", "bf16", KV_DTYPES, "how the KV cache is stored")
-    define.choice("embed_dtype", "int8", TABLE_FORMATS, "how the embedding table is stored")
+    define.choice(
+        "embed_dtype",
+        None,
+        TABLE_FORMATS,
+        "how the embedding table is stored",
+        default_text="int8; stored weights: as they are",
+    )
     define.choice(
         "head_dtype",
         None,
@@ -66,8 +73,6 @@ def decode_flags(define):
 
 def planned(args) -> DecodeRun:
     """The run that the flags ask for, checked and planned; nothing is allocated yet."""
-    from ternax.engine import first_layers, with_scheme
-
     inputs_given = not args.given.isdisjoint({"inputs", "config.inputs"})
     config = first_layers(args.config, args.layers)
     config = with_scheme(config, args.scheme, args.inputs if inputs_given else None)
@@ -88,22 +93,49 @@ def planned(args) -> DecodeRun:
             f"prompt and new tokens must fit {config.name}'s context of "
             f"{config.max_context} tokens, found {length} + {args.num_tokens}"
         )
-    head = args.head_dtype or (args.embed_dtype if config.tie_embeddings else "int8")
+    source, embed, head = stored_source(args, config), args.embed_dtype, args.head_dtype
+    if source and source.stored and source.stored.packed:
+        embed, head = source.stored.embed_dtype, source.stored.head_dtype
+    embed = embed or "int8"
+    head = head or (embed if config.tie_embeddings else "int8")
     workload = Workload(
         batch=args.batch,
         prompt_length=length,
         num_tokens=args.num_tokens,
         prompt=args.prompt,
         kv_dtype=args.kv_dtype,
-        embed_dtype=args.embed_dtype,
+        embed_dtype=embed,
         head_dtype=head,
         backend=args.backend,
         seed=args.seed,
         profile_dir=args.profile_dir,
     )
     return DecodeRun(
-        config, workload, layers_of=args.config.num_layers, flags_text=args.command_line
+        config,
+        workload,
+        layers_of=args.config.num_layers,
+        flags_text=args.command_line,
+        source=source,
     )
+
+
+def stored_source(args, config: ModelConfig) -> Source | None:
+    """Where the stored weights of the model that runs are; None where it has none.
+
+    `--config.FIELD` makes another model, whose weights are random. UsageError where the
+    flags ask the stored ones to be what they are not.
+    """
+    source = args.source
+    if source.stored is None or source.directory is None or config.name != source.config.name:
+        return None
+    source.stored.check(
+        source.name,
+        scheme=config.scheme if args.given & {"scheme", "config.scheme"} else None,
+        inputs=config.inputs if args.given & {"inputs", "config.inputs"} else None,
+        embed_dtype=args.embed_dtype,
+        head_dtype=args.head_dtype,
+    )
+    return source
 
 
 def smaller(job: DecodeRun) -> DecodeRun:
@@ -187,7 +219,8 @@ def record_lines(record: Record, job: DecodeRun) -> list[str]:
         return [
             row(
                 "create",
-                f"{binary(m['weight_bytes'])} of random weights, packed from birth, "
+                f"{binary(m['weight_bytes'])} of "
+                f"{job.source.origin if job.source else 'random weights, packed from birth'}, "
                 f"in {m['create_s']:.1f} s",
             )
         ]
@@ -263,12 +296,14 @@ def next_command(job: DecodeRun, args) -> str:
         steps.append((whole, work, {"layers"}, {}))
     if work.batch == 1:
         steps.append((config, dataclasses.replace(work, batch=4), set(), {"batch": 4}))
-    if config.scheme != "int8":
+    if config.scheme != "int8" and not job.source:
         other = dataclasses.replace(config, scheme="int8")
         steps.append((other, work, {"config.scheme"}, {"scheme": "int8"}))
     for model, workload, dropped, changed in steps:
         if workload.plan(model, job.device).fits:
-            return command(args, without | dropped, config=config.name.partition("(")[0], **changed)
+            same = config.name == args.config.name
+            named = args.source.name if same else config.name
+            return command(args, without | dropped, config=named, **changed)
     return "python -m experiments.doctor"
 
 

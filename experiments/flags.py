@@ -38,6 +38,7 @@ import types
 from absl import flags as absl_flags
 
 from ternax import configs, measure
+from ternax.checkpoint import box
 from ternax.config import INPUTS, ModelConfig
 from ternax.errors import UsageError
 from ternax.experiments import config_flag, ending
@@ -117,7 +118,11 @@ class Definer:
     def config(self):
         """--config and --config.field, see `config_flag`."""
         self.takes_config = True
-        self._help("config=NAME", "the model; --list_configs shows all", self.default_config)
+        self._help(
+            "config=NAME",
+            "the model, or a directory of ternax.save; --list_configs",
+            self.default_config,
+        )
         self._help("config.FIELD=VALUE", "another model of it; --print_config shows fields", "")
 
 
@@ -139,6 +144,7 @@ def model_flags(define: Definer) -> None:
     define.integer(
         "layers", None, "run only the first N layers of the model", lower=1, default_text="all"
     )
+    define.choice("weights", "auto", box.WEIGHTS, "auto: stored ones where there are any")
     define.boolean("list_configs", "print the named models and exit")
     define.boolean("print_config", "print the model, overrides included, and exit")
 
@@ -199,7 +205,8 @@ class Command:
           argv: arguments behind the program's name.
 
         Returns:
-          One attribute per flag, and: `config`, the checked ModelConfig; `scheme`, `inputs`
+          One attribute per flag, and: `config`, the checked ModelConfig; `source`, what its
+          name stands for (`checkpoint.box.Source`); `scheme`, `inputs`
           and `layers`, the config's when not given; `given`, the names of the flags on the
           command line; `command_line`, argv as one shell string.
         """
@@ -212,10 +219,12 @@ class Command:
         if define.takes_config:
             args.given |= {"config"} if named is not None else set()
             args.given |= {f"config.{path}" for path, _ in overrides}
-            base = configs.get_config(self.default_config if named is None else named)
-            args.config = _with_short_forms(config_flag.override(base, overrides), args)
+            named = self.default_config if named is None else named
+            args.source = box.find(named, getattr(args, "weights", "random"))
+            args.config = config_flag.override(args.source.config, overrides)
+            args.config = config_flag.with_short_forms(args.config, args)
             args.scheme, args.inputs = args.config.scheme, args.config.inputs
-            args.layers = _layers(args)
+            args.layers = config_flag.layers(args)
         return args
 
     def run(self, body, argv=None) -> int:
@@ -295,7 +304,7 @@ def words(args, without: collections.abc.Collection[str] = (), **changed) -> lis
     given = sorted(name for name in args.given if name not in without)
     values = {name: functools.reduce(getattr, name.split("."), args) for name in given}
     if "config" in values:
-        values["config"] = args.config.name.partition("(")[0]
+        values["config"] = args.source.name
     out = []
     for name, value in (changed | values | changed).items():
         off = "no" if value is False else ""
@@ -365,32 +374,3 @@ def _nearest_flags(define: Definer, name: str) -> str:
     # `nearest` returns everything when nothing is near.
     known = f"nearest: {', '.join(f'--{n}' for n in near)} (--help shows all)"
     return known if len(near) <= 3 else "--help shows all"
-
-
-def _with_short_forms(config: ModelConfig, args) -> ModelConfig:
-    """--scheme and --inputs stand for --config.scheme and --config.inputs."""
-    changes = {}
-    for field in ("scheme", "inputs"):
-        value = getattr(args, field)
-        if value is None:
-            continue
-        if f"config.{field}" in args.given and getattr(config, field) != value:
-            raise UsageError(
-                f"--{field} and --config.{field} must agree, found {value!r} and "
-                f"{getattr(config, field)!r}; give one of them"
-            )
-        changes[field] = value
-    return dataclasses.replace(config, **changes) if changes else config
-
-
-def _layers(args) -> int:
-    config = args.config
-    if args.layers is None:
-        return config.num_layers
-    if args.layers > config.num_layers:
-        raise UsageError(
-            f"--layers must be at most {config.num_layers}, the layers of "
-            f"{config.name}, found {args.layers}; --config.num_layers={args.layers} "
-            "makes a deeper model"
-        )
-    return args.layers

@@ -102,7 +102,7 @@ def scaling(args) -> None:
     if "layers" in args.given:
         raise UsageError("--layers cuts a model once; here --layers_axis does")
     ours = {"layers_axis", "rounds", "output_dir", "debug", "profile_dir", "num_tokens", "config"}
-    words = flags.words(args, ours, config=args.config.name.partition("(")[0])
+    words = flags.words(args, ours, config=args.source.name)
     words.append(f"--num_tokens={args.num_tokens + 2}")
     with open_store(args.output_dir, "scaling", args.config.name, "layers") as store:
         print(f"scaling  {args.config.name}, layers {', '.join(map(str, layers))}")

@@ -111,6 +111,29 @@ class ModelConfig:
             _check_scaling(self.rope_scaling)
 
 
+def with_scheme(config: ModelConfig, scheme: str | None, inputs: str | None = None) -> ModelConfig:
+    """The config under another scheme.
+
+    `inputs` None keeps the config's, but scheme "none" leaves inputs unquantized too.
+    """
+    if scheme is None:
+        scheme = config.scheme
+    if inputs is None:
+        inputs = "none" if scheme.partition(",")[0] == "none" else config.inputs
+    return dataclasses.replace(config, scheme=scheme, inputs=inputs)
+
+
+def first_layers(config: ModelConfig, layers: int | None) -> ModelConfig:
+    """The config cut to its first `layers` layers; None keeps all."""
+    if layers is None:
+        return config
+    if not 1 <= layers <= config.num_layers:
+        raise UsageError(
+            f"layers must lie between 1 and {config.num_layers} for {config.name}, found {layers}"
+        )
+    return dataclasses.replace(config, num_layers=layers)
+
+
 def _check_scaling(scaling: RopeScaling) -> None:
     """Raises UsageError for a scaling whose frequencies would be wrong or not finite."""
     _check_types(scaling, "config.rope_scaling")

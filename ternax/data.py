@@ -213,28 +213,40 @@ def _held_out(names: Sequence[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _encoder(tokenizer: str | None) -> tuple[Callable[[bytes], Sequence[int]], int, str]:
+def _encoder(
+    tokenizer: str | None,
+) -> tuple[Callable[[bytes], Sequence[int] | np.ndarray], int, str]:
     """(bytes -> tokens, vocabulary, what names it in a hash)."""
     if tokenizer is None:
         return lambda text: np.frombuffer(text, np.uint8), BYTES, "bytes"
+    found, sha256 = read_tokenizer(tokenizer)
+
+    def encode(text: bytes) -> Sequence[int]:
+        return found.encode(text.decode(), add_special_tokens=False).ids
+
+    return encode, found.get_vocab_size(), sha256
+
+
+def read_tokenizer(path: str):
+    """(the `tokenizers.Tokenizer` of a tokenizer.json, the file's sha256).
+
+    Raises:
+      UsageError: the package tokenizers is not there, or the file cannot be read.
+    """
     try:
         import tokenizers
 
-        data = pathlib.Path(tokenizer).read_bytes()
+        data = pathlib.Path(path).read_bytes()
         found = tokenizers.Tokenizer.from_str(data.decode())
     except ImportError as error:
         raise UsageError(
             "--tokenizer needs the package tokenizers: pip install tokenizers"
         ) from error
     except OSError as error:
-        raise UsageError(f"--tokenizer {tokenizer} cannot be read: {error.strerror}") from error
+        raise UsageError(f"--tokenizer {path} cannot be read: {error.strerror}") from error
     except Exception as error:  # the library raises bare Exceptions
-        raise UsageError(f"--tokenizer {tokenizer}: expected a tokenizer.json: {error}") from error
-
-    def encode(text: bytes) -> Sequence[int]:
-        return found.encode(text.decode(), add_special_tokens=False).ids
-
-    return encode, found.get_vocab_size(), hashlib.sha256(data).hexdigest()
+        raise UsageError(f"--tokenizer {path}: expected a tokenizer.json: {error}") from error
+    return found, hashlib.sha256(data).hexdigest()
 
 
 def _write(path: pathlib.Path, files, encode, vocab_size: int) -> None:

@@ -9,6 +9,7 @@ import os
 import time
 
 from ternax import measure
+from ternax.checkpoint.box import Source
 from ternax.config import ModelConfig
 from ternax.errors import DoesNotFit, Interrupted, OutputError
 from ternax.interrupt import Stop
@@ -63,6 +64,7 @@ class DecodeRun:
     Attributes:
       config, workload: the model that runs and what it does.
       flags_text: the command line.
+      source: of stored weights, or None where they are random.
       whole: layers of the whole model.
       device: the JAX device that runs.
       backend: the name of the kernel backend that runs.
@@ -80,9 +82,14 @@ class DecodeRun:
         *,
         layers_of: int | None = None,
         flags_text: str = "",
+        source: Source | None = None,
     ):
-        """Raises what `run` raises, but for DoesNotFit: `plan.fits` tells."""
+        """source: of stored weights; None draws them.
+
+        Raises what `run` raises, but for DoesNotFit: `plan.fits` tells.
+        """
         self.config, self.workload, self.flags_text = config, workload, flags_text
+        self.source = source if source and source.directory else None
         self.whole = layers_of or config.num_layers
         self.device = first_device()
         self.common = dict(
@@ -205,6 +212,7 @@ class DecodeRun:
         self._keep("plan", metrics, stopped, kind="predicted", unit="")
 
     def _sample_create(self):
+        from ternax.checkpoint.loading import load
         from ternax.random_weights import random_model
 
         self._stop.check()
@@ -216,14 +224,17 @@ class DecodeRun:
                     advance(nbytes)
                 self._stop.check()
 
-            self._model = random_model(
-                self.config,
-                seed=self.workload.seed,
+            packing = dict(
                 embed_dtype=self.workload.embed_dtype,
                 head_dtype=self.workload.head_dtype,
                 backend=self.workload.backend,
                 progress=done,
             )
+            if self.source:
+                scheme, layers = self.config.scheme, self.config.num_layers
+                self._model = load(self.source.directory, scheme=scheme, layers=layers, **packing)
+            else:
+                self._model = random_model(self.config, seed=self.workload.seed, **packing)
         self._samples.append(time.perf_counter() - start)
 
     def _keep_create(self, stopped):
@@ -231,7 +242,7 @@ class DecodeRun:
         if self._samples:
             nbytes, seconds = self.plan.weight_bytes, self._samples[0]
             metrics |= dict(create_s=seconds, weight_bytes=nbytes, gb_per_s=nbytes / seconds / 1e9)
-        self._keep("create", metrics, stopped)
+        self._keep("create", metrics, stopped, [self.source.origin] if self.source else [])
 
     def _sample_compile(self):
         import jax.numpy as jnp

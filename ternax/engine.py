@@ -6,6 +6,7 @@ Everything compiled here takes the model as (graph, leaves): NNX at the edges, p
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -14,8 +15,9 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from ternax.config import ModelConfig
-from ternax.configs import get_config
+from ternax.checkpoint.box import find
+from ternax.checkpoint.loading import load as load_saved
+from ternax.config import ModelConfig, first_layers, with_scheme
 from ternax.errors import UsageError
 from ternax.models import MODELS, Decoder
 from ternax.nn.cache import KV_DTYPES, KVCache, init_cache
@@ -28,55 +30,54 @@ GREEDY = Sampling()
 
 
 def load(
-    source: str | ModelConfig,
+    source: str | os.PathLike | ModelConfig,
     *,
     scheme: str | None = None,
     packed: bool = True,
     layers: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
+    weights: str = "auto",
     **packing,
 ) -> Decoder:
     """A model to call, generate with, study or train.
 
     Args:
-      source: a config name ("70b") or a ModelConfig: random weights of that shape.
+      source: a config name ("70b"), a directory that `ternax.save` wrote, or a ModelConfig.
+        A name in the box ("stdlib-bitnet") gives its trained weights, which are packed; all
+        other names, a ModelConfig and packed=False give random ones of that shape.
       scheme: replaces the config's weight scheme; "none" leaves inputs unquantized too.
+        Packed weights that are stored have theirs.
       packed: True makes packed codes in place; False latent float weights (f32) that
         train and can be handed to `pack_model`. The two are different random models.
       layers: the first n layers alone.
-      seed: of the random weights.
+      seed: of random weights, 0 unless given; stored ones have none.
+      weights: "random" draws them even where some are stored.
       packing: embed_dtype, head_dtype and backend, as for `pack_model`.
+
+    Raises:
+      UsageError: an unknown name, or stored weights asked to be what they are not.
+      BadModelFile: a directory that holds no whole model.
     """
-    config = source if isinstance(source, ModelConfig) else get_config(source)
+    if packing and not packed:
+        raise UsageError(f"load: {', '.join(packing)} belong to packed=True")
+    if isinstance(source, ModelConfig):
+        config = source
+    else:
+        found = find(os.fspath(source), weights)
+        if found.directory is not None and (packed or not found.boxed):
+            if seed is not None:
+                raise UsageError(
+                    f"seed={seed} is of random weights, and {found.name} has stored ones: leave "
+                    "it out, or take weights='random'"
+                )
+            return load_saved(
+                found.directory, scheme=scheme, packed=packed, layers=layers, **packing
+            )
+        config = found.config
     config = first_layers(with_scheme(config, scheme), layers)
     if packed:
-        return random_model(config, seed=seed, **packing)
-    if packing:
-        raise UsageError(f"load: {', '.join(packing)} belong to packed=True")
-    return MODELS[config.family](config, rngs=nnx.Rngs(seed))
-
-
-def with_scheme(config: ModelConfig, scheme: str | None, inputs: str | None = None) -> ModelConfig:
-    """The config under another scheme.
-
-    `inputs` None keeps the config's, but scheme "none" leaves inputs unquantized too.
-    """
-    if scheme is None:
-        scheme = config.scheme
-    if inputs is None:
-        inputs = "none" if scheme.partition(",")[0] == "none" else config.inputs
-    return dataclasses.replace(config, scheme=scheme, inputs=inputs)
-
-
-def first_layers(config: ModelConfig, layers: int | None) -> ModelConfig:
-    """The config cut to its first `layers` layers; None keeps all."""
-    if layers is None:
-        return config
-    if not 1 <= layers <= config.num_layers:
-        raise UsageError(
-            f"layers must lie between 1 and {config.num_layers} for {config.name}, found {layers}"
-        )
-    return dataclasses.replace(config, num_layers=layers)
+        return random_model(config, seed=seed or 0, **packing)
+    return MODELS[config.family](config, rngs=nnx.Rngs(seed or 0))
 
 
 @jax.tree_util.register_dataclass

@@ -87,3 +87,85 @@ def line(x: Sequence[float], t: Sequence[float]) -> Line:
         math.sqrt(noise / spread),
         max(abs(r) / v for r, v in zip(residuals, t, strict=True)),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % interval.
+
+    Attributes:
+      value: the estimate.
+      low, high: ends of the interval; None where the samples are too few for one.
+      count: independent samples behind it: values, or groups of values.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    count: int
+
+    def map(self, function) -> "Interval":
+        """The same under a rising function, such as exp."""
+        low = None if self.low is None else function(self.low)
+        high = None if self.high is None else function(self.high)
+        return Interval(function(self.value), low, high, self.count)
+
+
+def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+    """The t that |Student's t| of `degrees` degrees of freedom exceeds once in 1/(1 - confidence).
+
+    By bisection of the distribution's finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+    """
+    if degrees < 1:
+        raise ValueError(f"Student's t needs a degree of freedom at least, found {degrees}")
+
+    def inside(t):  # P(|T| < t)
+        angle = math.atan(t / math.sqrt(degrees))
+        cosine = math.cos(angle) ** 2
+        odd = degrees % 2
+        term = math.cos(angle) if odd else 1.0
+        total = term if degrees > 1 else 0.0
+        for j in range(2 + odd, degrees - 1, 2):
+            term *= cosine * (j - 1) / j
+            total += term
+        if odd:
+            return 2 / math.pi * (angle + math.sin(angle) * total)
+        return math.sin(angle) * total
+
+    low, high = 0.0, 1.0
+    while inside(high) < confidence:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle) < confidence else (low, middle)
+    return high
+
+
+def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """The mean of independent, roughly normal values, such as the results of several seeds."""
+    if not values:
+        raise ValueError("no values to take the mean of")
+    mean, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return Interval(mean, None, None, n)
+    reach = t_quantile(n - 1, confidence) * statistics.stdev(values) / math.sqrt(n)
+    return Interval(mean, mean - reach, mean + reach, n)
+
+
+def paired_difference(
+    ours: Sequence[float], theirs: Sequence[float], confidence: float = CONFIDENCE
+) -> Interval:
+    """The mean of ours - theirs, pair by pair: what both share, such as a seed, drops out."""
+    if len(ours) != len(theirs):
+        raise ValueError(f"pairs need as many of each, found {len(ours)} and {len(theirs)}")
+    return t_interval([a - b for a, b in zip(ours, theirs, strict=True)], confidence)
+
+
+def wilson(share: float, count: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's score interval of a share of `count` independent trials: its two ends."""
+    if not 0 <= share <= 1 or count <= 0:
+        raise ValueError(f"expected a share in [0, 1] of trials, found {share} of {count}")
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    reach = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return max(0.0, middle - reach), min(1.0, middle + reach)

@@ -120,9 +120,8 @@ class Trainer:
         if spec.distill and teacher is None:
             raise UsageError("train: distill needs a teacher, found none")
         self.spec, self.step = spec, 0
-        self._graph, params, inputs, rest = nnx.split(
-            prepare(model, spec), nnx.Param, StepInput, ...
-        )
+        parts: Any = nnx.split(prepare(model, spec), nnx.Param, StepInput, ...)
+        self._graph, params, inputs, rest = parts
         self._rate = learning_rate(
             spec.schedule, peak=spec.learning_rate, warmup_steps=spec.warmup_steps, steps=spec.steps
         )
@@ -162,7 +161,7 @@ class Trainer:
 
     def planned_bytes(self) -> int:
         """Bytes of device memory that state, data and the step's temporaries take."""
-        sizes = self.compiled.memory_analysis()
+        sizes: Any = self.compiled.memory_analysis()
         return (
             sizes.argument_size_in_bytes
             + sizes.output_size_in_bytes

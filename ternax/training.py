@@ -266,7 +266,8 @@ def matrix_gflops_per_s(compute: str, seconds: float = 0.5) -> float:
     a = jnp.ones((side, side), dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     product(a).block_until_ready()
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 3:
         started = time.perf_counter()
         product(a).block_until_ready()

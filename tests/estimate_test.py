@@ -84,3 +84,69 @@ def test_line_through_two_points_is_exact():
 def test_what_no_line_goes_through_is_refused(x, t, why):
     with pytest.raises(ValueError, match=why):
         estimate.line(x, t)
+
+
+# Published two-sided 95 % and 99 % points of Student's t.
+@pytest.mark.parametrize(
+    "degrees, at_95, at_99",
+    [
+        (1, 12.706, 63.657),
+        (2, 4.303, 9.925),
+        (3, 3.182, 5.841),
+        (4, 2.776, 4.604),
+        (9, 2.262, 3.250),
+        (10, 2.228, 3.169),
+        (30, 2.042, 2.750),
+        (120, 1.980, 2.617),
+    ],
+)
+def test_student_quantiles_are_those_of_the_tables(degrees, at_95, at_99):
+    assert estimate.t_quantile(degrees) == pytest.approx(at_95, abs=6e-4)
+    assert estimate.t_quantile(degrees, 0.99) == pytest.approx(at_99, abs=6e-4)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_a_t_interval_covers_what_it_promises(n):
+    draws = np.random.default_rng(n).normal(1, 2, size=(4000, n))
+    found = [estimate.t_interval(row.tolist()) for row in draws]
+    covered = np.mean([m.low <= 1 <= m.high for m in found])
+    assert abs(covered - 0.95) < 3.5 * math.sqrt(0.05 * 0.95 / 4000)
+
+
+def test_pairs_drop_what_they_share():
+    shared = np.random.default_rng(0).normal(0, 100, 12)
+    step = np.random.default_rng(1).normal(1, 0.1, 12)
+    found = estimate.paired_difference((shared + step).tolist(), shared.tolist())
+    assert found.value == pytest.approx(step.mean())
+    assert found.high - found.low < 0.2
+    with pytest.raises(ValueError, match="found 2 and 1"):
+        estimate.paired_difference([1, 2], [1])
+
+
+def test_one_value_has_a_mean_and_no_interval():
+    found = estimate.t_interval([3.0])
+    assert (found.value, found.low, found.high, found.count) == (3.0, None, None, 1)
+    assert found.map(lambda x: 2 * x) == estimate.Interval(6.0, None, None, 1)
+    with pytest.raises(ValueError, match="no values"):
+        estimate.t_interval([])
+
+
+@pytest.mark.parametrize(
+    "share, count, low, high",
+    # 0 and n of n: z^2 / (n + z^2); 8 of 10 as in Brown, Cai and DasGupta's tables.
+    [(0.0, 10, 0, 0.27753), (1.0, 10, 0.72247, 1), (0.8, 10, 0.49016, 0.94331)],
+)
+def test_wilson(share, count, low, high):
+    assert estimate.wilson(share, count) == pytest.approx((low, high), abs=1e-5)
+
+
+def test_wilson_ends_solve_the_score_equation():
+    for end in estimate.wilson(0.37, 53):
+        score = (0.37 - end) / math.sqrt(end * (1 - end) / 53)
+        assert abs(score) == pytest.approx(statistics.NormalDist().inv_cdf(0.975))
+
+
+def test_what_is_no_share_is_refused():
+    for share, count in ((1.1, 5), (-0.1, 5), (0.5, 0)):
+        with pytest.raises(ValueError, match="expected a share"):
+            estimate.wilson(share, count)

@@ -1,6 +1,7 @@
 """The package as setup.cfg declares it: complete, one name for each module, no local paths."""
 
 import configparser
+import glob
 import os
 import pathlib
 import re
@@ -58,6 +59,17 @@ def test_every_folder_with_modules_is_listed():
     listed = {folder(package) for package in PACKAGES}
     found = {path.parent for top in PACKAGE_DIR.values() for path in (ROOT / top).rglob("*.py")}
     assert sorted(found - listed) == []
+
+
+def test_models_in_the_box_are_package_data(tmp_path):
+    """Whatever their files are called: the pattern takes folders of any depth."""
+    pattern = SETUP["options.package_data"]["ternax"]
+    made = tmp_path / "box" / "name" / "weights" / "d" / "0123abc"
+    made.parent.mkdir(parents=True)
+    made.write_bytes(b"")
+    for root, files in ((tmp_path, [made]), (ROOT / "ternax", (ROOT / "ternax/box").rglob("*"))):
+        taken = {root / name for name in glob.glob(pattern, root_dir=root, recursive=True)}
+        assert [path for path in files if path.is_file() and path not in taken] == []
 
 
 def test_console_scripts_name_a_main():

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from ternax.checkpoint.files import first_line, unreadable
 from ternax.errors import BadModelFile, OutputError, UsageError
 
 
@@ -99,15 +100,15 @@ class TrainCheckpoints:
         wanted = {name: _placed(leaf) for name, leaf in _named_leaves(like).items()}
         try:
             stored = self._manager.item_metadata(step)["state"].tree
-        except Exception as error:  # orbax and tensorstore have no common class
-            raise _unreadable(path, error) from error
+        except Exception as error:
+            raise unreadable(path, "state", error) from error
         _check_same(path, stored, wanted)
         args = self._orbax.args
         items = args.Composite(state=args.StandardRestore(wanted), meta=args.JsonRestore())
         try:
             found = self._manager.restore(step, args=items)
         except Exception as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, "state", error) from error
         leaves = [found["state"][name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), found["meta"]
 
@@ -167,15 +168,5 @@ def _check_same(path, stored, wanted) -> None:
         raise BadModelFile(path, extra[0], "unknown to this run; is its config the same?")
 
 
-def _first_line(error: Exception) -> str:
-    """What orbax says on up to 60 lines, on one."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-def _unreadable(path, error: Exception) -> BadModelFile:
-    return BadModelFile(path, "state", f"cannot be read, it is damaged: {_first_line(error)}")
-
-
 def _unwritten(path, error: Exception) -> OutputError:
-    return OutputError(f"{path}: the checkpoint cannot be written: {_first_line(error)}")
+    return OutputError(f"{path}: the checkpoint cannot be written: {first_line(error)}")

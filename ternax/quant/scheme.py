@@ -38,7 +38,7 @@ class Scheme(nnx.Module):
     def __init__(self, shape: tuple[int, int], *, rngs: nnx.Rngs | None = None):
         """shape: (K, N) of the weight. rngs: for schemes that own Params."""
         del rngs
-        self.shape = tuple(shape)
+        self.shape = (shape[0], shape[1])
 
     def quantize(self, w: jax.Array, stats: jax.Array | None = None) -> Quantized:
         """w: f32 [K, N]; stats: calibration X^T X [K, K] or None -> Quantized."""

@@ -1,0 +1,189 @@
+"""One folder, one run: killed, stopped, resumed, refused."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from ternax import data, training
+from ternax.configs import get_config
+from ternax.errors import BadModelFile, NumericCheckFailed, UsageError
+from ternax.train import TrainSpec
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STEPS = 40
+WORDS = [
+    "--config=tiny-bitnet",
+    f"--steps={STEPS}",
+    "--batch=2",
+    "--length=16",
+    "--save_every=3",
+    "--log_every=1",
+]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus")
+    for i in range(8):
+        (path / f"{i}.py").write_text(f"def f{i}(x):\n    return x + {i}\n" * 40)
+    return path
+
+
+def start(text, folder, *words):
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "experiments.train",
+            *WORDS,
+            f"--corpus={text}",
+            f"--output_dir={folder}",
+            *words,
+        ],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    return out
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for(folder, step, process):
+    """Until the run has written that many lines of metrics, or has ended."""
+    path = folder / "metrics.jsonl"
+    while process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= step:
+            return
+        time.sleep(0.01)
+
+
+def same_end(one, other):
+    """The weights and the losses of two finished runs, bit for bit."""
+    spec = TrainSpec(steps=STEPS, batch=2, length=16)
+    states = []
+    for folder in (one, other):
+        with training.TrainCheckpoints(folder / "checkpoints") as checkpoints:
+            assert checkpoints.latest() == STEPS
+            trainer = training.Trainer(training.engine.load("tiny-bitnet", packed=False), spec)
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trainer.state)
+            states.append(checkpoints.restore(STEPS, like)[0])
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    stable = ("step", "loss_nats", "gradient_norm", "learning_rate")
+    for a, b in zip(lines(one), lines(other), strict=True):
+        assert [a[name] for name in stable] == [b[name] for name in stable]
+
+
+def killed(text, folder, times, seed):
+    """A run killed with SIGKILL `times` times, each after a random number of steps more."""
+    draw = random.Random(seed)
+    for _ in range(times):
+        done = len(lines(folder)) if (folder / "metrics.jsonl").exists() else 0
+        process = start(text, folder)
+        # Lines behind the last checkpoint are cut on resume, so wait for new ones.
+        wait_for(folder, min(done, STEPS - 5) + draw.randint(1, 5), process)
+        time.sleep(draw.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(start(text, folder))
+
+
+@pytest.fixture(scope="module")
+def whole(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    return finish(start(text, folder)), folder
+
+
+def test_a_run_killed_at_random_ends_as_one_that_was_not(text, whole, tmp_path):
+    killed(text, tmp_path / "killed", times=2, seed=0)
+    same_end(tmp_path / "killed", whole[1])
+
+
+def test_what_a_run_leaves(whole):
+    out, folder = whole
+    assert [line["step"] for line in lines(folder)] == list(range(1, STEPS + 1))
+    records = training_records(folder)
+    assert [record["phase"] for record in records] == ["compile", "train"]
+    assert records[1]["metrics"]["trained_tokens"] == STEPS * 2 * 16
+    assert 0 < records[1]["metrics"]["share_of_matrix_rate"] < 1
+    for name in ("model", "float"):
+        assert (folder / name / "manifest.json").is_file()
+    assert out.splitlines()[0].startswith("ternax   train tiny-bitnet in absmean, 40 steps")
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def training_records(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_sigterm_saves_and_says_75(text, whole, tmp_path):
+    folder = tmp_path / "stopped"
+    process = start(text, folder)
+    wait_for(folder, 5, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert "stopped by SIGTERM after step" in err and len(err.strip().splitlines()) == 1
+    assert "resumed at step" in finish(start(text, folder))
+    same_end(folder, whole[1])
+
+
+def run_of(text, folder, **changed):
+    spec = TrainSpec(**dict(steps=4, batch=2, length=16) | changed)
+    corpus = data.open_corpus(str(text))
+    return training.TrainRun(get_config("tiny-bitnet"), spec, corpus, folder, log_every=1)
+
+
+def test_another_run_in_the_folder_is_refused_with_the_difference(text, tmp_path):
+    run_of(text, tmp_path).run()
+    with pytest.raises(UsageError, match=r"spec\.learning_rate is 0\.003 there, 0\.1 asked"):
+        run_of(text, tmp_path, learning_rate=0.1).run()
+
+
+def test_two_runs_in_one_folder_at_once(text, tmp_path):
+    with training.claimed(tmp_path), pytest.raises(UsageError, match="another run is going on"):
+        run_of(text, tmp_path).run()
+    run_of(text, tmp_path).run()  # the claim ended with its block
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(text, tmp_path):
+    job = run_of(text, tmp_path, learning_rate=1e30, warmup_steps=0, clip=0.0)
+    job.save_every = 1
+    with pytest.raises(NumericCheckFailed, match="step"):
+        job.run()
+    with training.TrainCheckpoints(tmp_path / "checkpoints") as checkpoints:
+        latest = checkpoints.latest()
+        bad = lines(tmp_path)
+    assert latest is not None and latest == bad[-1]["step"]
+    assert all(np.isfinite(line["loss_nats"]) for line in bad)
+
+
+def test_a_vocabulary_too_small_is_refused(text, tmp_path):
+    job = run_of(text, tmp_path)
+    job.corpus = data.Corpus("x", "0", 1000, job.corpus.train, job.corpus.held_out)
+    with pytest.raises(UsageError, match="need a vocabulary of 1000, tiny-bitnet has 259"):
+        job.run()
+
+
+def test_a_run_json_that_is_none(text, tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(BadModelFile, match="not JSON"):
+        run_of(text, tmp_path).run()
