@@ -54,7 +54,7 @@ def convert_flags(define):
 
 def run(
     model,
-    scheme: str,
+    scheme: str | None,
     store: Store,
     *,
     calibration=None,
@@ -68,7 +68,7 @@ def run(
 
     Args:
       model: a float Decoder.
-      scheme: what it is converted to.
+      scheme: what it is converted to; None keeps the model's own.
       store: takes each Record as soon as it is known.
       calibration: a `calibrate.Calibration`, or None.
       seed: of schemes that own Params.
@@ -85,7 +85,7 @@ def run(
     common = Record(
         experiment="convert",
         config=model.config.name,
-        scheme=scheme,
+        scheme=scheme or model.config.scheme,
         inputs=options.get("inputs") or model.config.inputs,
         backend="",
         device=measure.device_name(jax.devices()[0]),
@@ -132,11 +132,17 @@ def run(
 
 
 def start(args):
-    """The float model that the flags name, with random weights."""
-    from ternax.engine import first_layers, load
+    """(the float model that the flags name, the scheme to convert it to, what it holds).
 
+    A saved model without --scheme keeps its own (None); random floats take the config's.
+    """
+    from ternax.config import first_layers
+    from ternax.engine import load
+
+    source, stored = args.source, args.source.directory is not None and not args.source.boxed
     config = first_layers(args.config, args.layers)
-    config = dataclasses.replace(config, scheme="none,dtype=f32", inputs="none")
+    if stored and any(name.startswith("config.") for name in args.given):
+        raise UsageError("--config.FIELD makes another model; a saved one is converted as it is")
     need = int(4 * cost.count_parameters(config)[0] * _PEAK["floats" if args.floats else "packed"])
     free = cost.available_bytes()
     if free is not None and need > free:
@@ -144,7 +150,11 @@ def start(args):
             f"{config.name} needs about {binary(need)} to be converted from floats, available "
             f"{binary(free)}; take fewer --layers or a smaller --config"
         )
-    return load(config, packed=False, seed=args.seed)
+    if stored:
+        model = load(source.directory, packed=False, layers=args.layers)
+        return model, args.scheme if "scheme" in args.given else None, "saved floats"
+    config = dataclasses.replace(config, scheme="none,dtype=f32", inputs="none")
+    return load(config, packed=False, seed=args.seed), args.scheme, "random floats"
 
 
 def save(model, path: str) -> None:
@@ -197,18 +207,18 @@ def convert_model(args) -> None:
     tied = args.config.tie_embeddings
     head = args.head_dtype or (args.embed_dtype if tied else "int8")
     calibration, told = calibration_of(args, args.config)
-    model = start(args)
-    check_scheme(model, args.scheme, packed=not args.floats)
+    model, scheme, origin = start(args)
+    check_scheme(model, scheme, packed=not args.floats)
     with open_store(args.output_dir, "convert", args.config.name, args.scheme) as store:
-        title = f"convert {args.config.name}, random floats, to {args.scheme}; {told}"
+        title = f"convert {args.config.name}, {origin}, to {args.scheme}; {told}"
         print(row("ternax", title), HEADING, sep="\n", flush=True)
         *_, total = run(
             model,
-            args.scheme,
+            scheme,
             store,
             calibration=calibration,
             seed=args.seed,
-            note=f"random floats; {told}",
+            note=f"{origin}; {told}",
             flags_text=args.command_line,
             watch=lambda error: print(line(error), flush=True),
             packed=not args.floats,

@@ -1,6 +1,9 @@
 """experiments.convert: the records it leaves, what it prints, and what it refuses at once."""
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 
 import ternax
 from ternax import cost, edit
@@ -90,3 +93,14 @@ def test_floats_that_do_not_fit_are_refused_before_they_are_made(capsys, monkeyp
     monkeypatch.setattr(cost, "available_bytes", lambda: 3 * 2**30)
     assert convert.main(["--config=1b", "--scheme=ls", f"--output_dir={tmp_path / 'out'}"]) == 3
     assert "1b needs about 6.45 GiB to be converted" in capsys.readouterr().err
+
+
+def test_a_saved_float_model_is_converted_and_saved(tmp_path, capsys):
+    """As it was trained: latent floats under its own scheme, packed as pack_model packs them."""
+    model = ternax.load("tiny-bitnet", packed=False, layers=1)
+    ternax.save(model, tmp_path / "floats")
+    places = [f"--output={tmp_path / 'packed'}", f"--output_dir={tmp_path / 'out'}"]
+    assert convert.main([f"--config={tmp_path / 'floats'}", *places]) == 0, capsys.readouterr().err
+    found = nnx.state(ternax.load(tmp_path / "packed"))
+    jax.tree.map(np.testing.assert_array_equal, found, nnx.state(edit.pack_model(model)))
+    assert "saved floats" in capsys.readouterr().out
