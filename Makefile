@@ -76,7 +76,7 @@ decode: $(READY)
 	$(PY) -m experiments.decode --config=70b --fit=auto $(ARGS)
 
 test: $(READY)
-	$(PY) -m pytest -q $(ARGS)
+	$(PY) -m pytest -q -n auto --dist loadfile $(ARGS)
 
 check: $(READY) | build/types/ternax
 	$(PY) -m ruff format --check .

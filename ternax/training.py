@@ -114,14 +114,11 @@ class TrainRun:
         _cut_metrics(self.directory / "metrics.jsonl", latest)
 
     def _advance(self, trainer: Trainer, checkpoints, stop: Stop, watch):
-        spec, rates, last = self.spec, [], None
+        spec, metrics = self.spec, self.directory / "metrics.jsonl"
         first, next_save = trainer.step, trainer.step + self.save_every
 
         def report(progress: Progress) -> None:
-            nonlocal last
-            last = progress
-            rates.append(progress.tokens_per_s)
-            _append(self.directory / "metrics.jsonl", dataclasses.asdict(progress))
+            _append(metrics, dataclasses.asdict(progress))
             watch(progress)
 
         def after_step(step: int) -> None:
@@ -139,13 +136,15 @@ class TrainRun:
 
         trainer.run(self.corpus, log_every=self.log_every, watch=report, after_step=after_step)
         checkpoints.wait()
-        model = trainer.model()
-        records = [self._record("compile", {"compile_s": trainer.compile_s})]
-        if last is not None:
-            records.append(self._train_record(trainer, rates, last, first))
-        return model, records
+        reports = [json.loads(line) for line in metrics.read_text().splitlines()]
+        return trainer.model(), [
+            self._record("compile", {"compile_s": trainer.compile_s}),
+            self._train_record(trainer, reports, first),
+        ]
 
-    def _train_record(self, trainer: Trainer, rates: list[float], last: Progress, first: int):
+    def _train_record(self, trainer: Trainer, reports: list[dict], first: int) -> Record:
+        """Of the whole run: the steps before a resume are in its metrics too."""
+        rates = [report["tokens_per_s"] for report in reports]
         matrix = matrix_gflops_per_s(self.spec.compute)
         rate = statistics.median(rates)
         flops = flops_per_token(trainer, self.config, self.spec.length)
@@ -155,7 +154,7 @@ class TrainRun:
                 "train_tokens_per_s": rate,
                 "steps": self.spec.steps,
                 "trained_tokens": self.spec.tokens,
-                "loss_nats": last.loss_nats,
+                "loss_nats": reports[-1]["loss_nats"],
                 "matrix_gflops_per_s": matrix,
                 "share_of_matrix_rate": rate * flops / 1e9 / matrix,
                 "planned_memory_bytes": trainer.planned_bytes(),

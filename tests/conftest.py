@@ -1,4 +1,4 @@
-"""What all tests share: compiled programs, how hypothesis runs, and `--scheme` for the conformance suite."""
+"""What all tests share: compiled programs, hypothesis, `--scheme` for the conformance suite."""
 
 import os
 import tempfile

@@ -13,9 +13,10 @@ import pytest
 from flax import nnx
 
 import ternax
-from ternax import data
+from ternax import data, edit
 from ternax.errors import NumericCheckFailed, UsageError
 from ternax.optimizer import learning_rate
+from ternax.quant import make_scheme
 from ternax.train import Trainer, TrainSpec
 
 TEXT = (b"def add(a, b):\n    return a + b\n\n" * 400)[:8000]
@@ -137,18 +138,24 @@ def test_noise_is_new_each_step_and_the_same_each_run():
     assert len(set(struck)) == 3  # nothing was learnt and the text is the same
 
 
-def test_annealing_starts_from_the_float_model():
-    kept = dict(anneal_steps=4, learning_rate=0.0, steps=8)
-    _, losses = trained(**kept)
-    rows = [jnp.asarray(data.batch(CORPUS.train, i, batch=4, length=16, seed=0)) for i in (0, 5)]
-    for scheme, step in (("none", 0), ("absmean", 5)):
-        model = ternax.load("tiny-bitnet", packed=False)
-        if scheme == "none":  # float weights, inputs quantized as they were
-            for _, linear in ternax.edit.float_linears(model):
-                linear.scheme = ternax.quant.make_scheme("none", linear.kernel.shape[1:])
-        row = rows[0 if step == 0 else 1]
-        wanted = optax.softmax_cross_entropy_with_integer_labels(model(row[:, :-1]), row[:, 1:])
-        assert losses[step] == pytest.approx(float(wanted.mean()), rel=1e-4)
+def test_annealing_goes_from_the_float_model_to_the_quantized():
+    _, losses = trained(anneal_steps=4, learning_rate=0.0, steps=8)  # nothing is learnt
+    floats = ternax.load("tiny-bitnet", packed=False)
+    for _, linear in edit.float_linears(floats):
+        linear.scheme = make_scheme("none", linear.kernel.shape[1:])
+    models = {"float": floats, "quantized": ternax.load("tiny-bitnet", packed=False)}
+    for step, nearest in ((0, "float"), (4, "quantized"), (7, "quantized")):
+        rows = jnp.asarray(data.batch(CORPUS.train, step, batch=4, length=16, seed=0))
+        found = {
+            name: float(
+                optax.softmax_cross_entropy_with_integer_labels(
+                    model(rows[:, :-1]), rows[:, 1:]
+                ).mean()
+            )
+            for name, model in models.items()
+        }
+        far = abs(found["float"] - found["quantized"])
+        assert abs(losses[step] - found[nearest]) < 0.05 * far, (step, losses[step], found)
 
 
 def test_a_teacher_that_is_the_student_teaches_nothing():
@@ -161,11 +168,14 @@ def test_a_teacher_that_is_the_student_teaches_nothing():
 
 def test_the_trained_model_is_whole_and_packs(plain):
     model = plain[0].model()
-    tokens = jnp.asarray(np.frombuffer(TEXT[:32], np.uint8)[None].astype(np.int32))
     kernel = model.layers.mlp.up.kernel[...]
     np.testing.assert_array_equal(kernel, plain[0].state["params"]["layers"]["mlp"]["up"]["kernel"])
-    exact = ternax.pack_model(nnx.clone(model), embed_dtype="f32", head_dtype="f32")
-    np.testing.assert_allclose(exact(tokens), model(tokens), atol=2e-2)
+    # Activations on an edge may fall either way; most tokens have none.
+    rows = jnp.asarray(data.batch(CORPUS.train, 9, batch=32, length=8, seed=0)[:, :-1])
+    expected = model(rows)
+    packed = ternax.pack_model(model, embed_dtype="f32", head_dtype="f32")
+    difference = np.abs(packed(rows) - expected).max(axis=(1, 2))
+    assert np.median(difference) < 1e-3 < float(jnp.std(expected))
 
 
 def test_a_loss_that_is_not_finite_names_its_step():

@@ -96,7 +96,8 @@ def killed(text, folder, times, seed):
     """A run killed with SIGKILL `times` times, each after a random number of steps more."""
     draw = random.Random(seed)
     for _ in range(times):
-        done = len(lines(folder)) if (folder / "metrics.jsonl").exists() else 0
+        metrics = folder / "metrics.jsonl"
+        done = metrics.read_text().count("\n") if metrics.exists() else 0  # its end may be torn
         process = start(text, folder)
         # Lines behind the last checkpoint are cut on resume, so wait for new ones.
         wait_for(folder, min(done, STEPS - 5) + draw.randint(1, 5), process)
@@ -127,7 +128,7 @@ def test_what_a_run_leaves(whole):
     for name in ("model", "float"):
         assert (folder / name / "manifest.json").is_file()
     assert out.splitlines()[0].startswith("ternax   train tiny-bitnet in absmean, 40 steps")
-    assert max(map(len, out.splitlines())) <= 100
+    assert max(len(line) for line in out.splitlines() if str(folder) not in line) <= 100
 
 
 def training_records(folder):
