@@ -11,6 +11,7 @@ import math
 import sys
 
 from ternax import configs, cost, measure
+from ternax.checkpoint import box
 from ternax.errors import DoesNotFit, UsageError
 from ternax.estimate import Interval
 from ternax.experiments import flags
@@ -22,7 +23,10 @@ from ternax.table import binary, row
 def evaluate_flags(define):
     define.section("Model")
     define.string(
-        "config", "tiny-bitnet", "a saved model; or a named one, with random weights", form="PATH"
+        "config",
+        "stdlib-bitnet",
+        "a saved model, one in the box, or another name, with random weights",
+        form="PATH",
     )
     define.string(
         "scheme",
@@ -55,7 +59,13 @@ def load(source: str, scheme: str | None, *, fake_quant: bool, seed: int):
     """
     import ternax
 
-    if not _is_name(source):
+    stored = box.find(source)
+    if stored.boxed and fake_quant:
+        raise UsageError(
+            f"{source} comes packed, without the float weights that --fake_quant needs: leave "
+            "that out, or give the folder of a float model"
+        )
+    if stored.directory is not None:
         return ternax.load(source, scheme=scheme, packed=not fake_quant)
     need = 4 * cost.count_parameters(configs.get_config(source))[0]
     free = measure.memory_available_bytes()
@@ -68,8 +78,10 @@ def load(source: str, scheme: str | None, *, fake_quant: bool, seed: int):
     return model if fake_quant else ternax.pack_model(model)
 
 
-def _is_name(source: str | None) -> bool:
-    return source in configs.CONFIGS or source in configs.ALIASES
+def _is_random(source: str | None) -> bool:
+    """Whether it is a name without weights that come with it."""
+    named = source in configs.CONFIGS or source in configs.ALIASES
+    return source is not None and named and box.find(source).directory is None
 
 
 def run(
@@ -210,7 +222,7 @@ def evaluate(args) -> None:
     way = {"fake_quant": args.fake_quant, "seed": args.seed}
     model = load(args.config, args.scheme, **way)
     reference = args.reference and load(args.reference, args.reference_scheme, **way)
-    named = dict.fromkeys(name for name in (args.config, args.reference) if _is_name(name))
+    named = dict.fromkeys(name for name in (args.config, args.reference) if _is_random(name))
     records = run(
         model,
         text,

@@ -19,6 +19,13 @@ SHAPES: dict[str, dict[str, tuple[int, int]]] = {
         "down": (144, 64),
         "head": (64, 259),
     },
+    "stdlib-bitnet": {
+        "qkv": (256, 384),
+        "o": (256, 256),
+        "gate_up": (256, 512),
+        "down": (256, 256),
+        "head": (256, 256),
+    },
     "1b": {
         "qkv": (2048, 3072),
         "o": (2048, 2048),

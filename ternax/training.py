@@ -103,6 +103,7 @@ class TrainRun:
 
     def _resume(self, trainer: Trainer, checkpoints) -> None:
         latest = checkpoints.latest()
+        _cut_metrics(self.directory / "metrics.jsonl", latest or 0)
         if latest is None:
             return
         like = jax.tree.map(
@@ -111,7 +112,6 @@ class TrainRun:
         )
         trainer.state, _ = checkpoints.restore(latest, like)
         trainer.step = latest
-        _cut_metrics(self.directory / "metrics.jsonl", latest)
 
     def _advance(self, trainer: Trainer, checkpoints, stop: Stop, watch):
         spec, metrics = self.spec, self.directory / "metrics.jsonl"

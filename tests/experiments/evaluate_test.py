@@ -50,6 +50,13 @@ def test_a_model_alone(text, tmp_path, capsys):
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 1
 
 
+def test_the_model_in_the_box_has_learned_something(text, tmp_path, capsys):
+    (record,), _ = ran(capsys, tmp_path / "out", "--config=stdlib-bitnet", f"--text={text}")
+    assert record.metrics["bits_per_byte"] < 2.5  # 8 says nothing, 1.9 is the whole text's
+    (ours,), _ = ran(capsys, tmp_path / "b", "--config=tiny-bitnet", f"--text={text}")
+    assert ours.metrics["bits_per_byte"] > 7
+
+
 def test_a_scheme_beside_the_same_floats(text, tmp_path, capsys):
     flags = ["--scheme=int8", f"--text={text}", "--length=32"]
     flags += ["--reference=tiny-bitnet", "--reference_scheme=none"]
