@@ -58,7 +58,7 @@ def test_the_model_in_the_box_has_learned_something(text, tmp_path, capsys):
 
 
 def test_a_scheme_beside_the_same_floats(text, tmp_path, capsys):
-    flags = ["--scheme=int8", f"--text={text}", "--length=32"]
+    flags = ["--config=tiny-bitnet", "--scheme=int8", f"--text={text}", "--length=32"]
     flags += ["--reference=tiny-bitnet", "--reference_scheme=none"]
     (ours, theirs), screen = ran(capsys, tmp_path / "out", *flags)
     assert (ours.scheme, theirs.scheme) == ("int8", "none")
@@ -82,17 +82,19 @@ def test_a_scheme_beside_the_same_floats(text, tmp_path, capsys):
         ("--text={latin}", 2, "expected UTF-8, found byte 233 at 3"),
         ("--length=0", 2, "--length must be at least 1, found 0"),
         (
-            "--fake_quant --length=257",
+            "--config=tiny-bitnet --length=257",
             2,
             "expected at most 256 tokens, tiny-bitnet's context; found 257",
         ),
         ("--config=tiny-bitnt", 2, "tiny-bitnt"),
-        ("--scheme=ternery", 2, "scheme: expected one of absmean, twn"),
+        ("--config=tiny-bitnet --scheme=ternery", 2, "scheme: expected one of absmean, twn"),
         (
-            "--fake_quant --reference=stdlib-bitnet",
+            "--config=tiny-bitnet --reference=stdlib-bitnet",
             2,
             "vocabulary of 259, found 256 in stdlib-bitnet",
         ),
+        ("--fake_quant", 2, "stdlib-bitnet comes packed, without the float weights"),
+        ("--scheme=twn", 2, "absmean"),
         ("--reference_scheme=none", 2, "--reference_scheme is for a --reference, found none"),
         ("--profile_dir=here", 2, "--profile_dir is for experiments.decode"),
         ("--tokenizer=no/such.json", 2, "--tokenizer"),
