@@ -10,7 +10,7 @@ from ternax.estimate import wilson
 
 
 def test_coverage_of_a_ratio_over_unequal_alike_groups():
-    """24 groups of 2 to 30 members, a skewed effect each: the plain bootstrap covers 57 %."""
+    """24 groups of 2 to 30 members, a skewed effect each."""
     random = np.random.default_rng(7)
     truth, trials, covered, alone = 3.0, 300, 0, 0
     for _ in range(trials):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from ternax.edit import fuse
-from ternax.nn.linear import ACTIVATIONS, PackedLinear, QuantLinear
+from ternax.nn.linear import ACTIVATIONS, PackedLinear, QuantLinear, bf16_product
 from ternax.nn.norm import RMSNorm
 
 K, N = 72, 40
@@ -179,3 +179,25 @@ def test_a_projection_refuses_shapes_and_keeps_nan(backend):
     wrong = x[:, :K].copy()
     wrong[1, 3] = np.nan
     assert np.isnan(np.asarray(module(wrong))[1]).all()
+
+
+def test_a_bf16_product_of_digits_and_trits_is_exact():
+    rng = np.random.default_rng(0)
+    digits = rng.integers(-127, 128, (5, 3, 96))
+    digits[..., 0] = 127  # as absmax quantization leaves every token
+    trits = rng.integers(-1, 2, (96, 40))
+    sizes = rng.uniform(0.01, 3, (5, 3, 1)).astype(np.float32)
+    x = jnp.asarray(digits * sizes, jnp.float32)
+    w = jnp.asarray(trits * 0.37, jnp.float32)
+    wanted = (digits @ trits) * (sizes.astype(np.float64) * np.float64(np.float32(0.37)))
+    np.testing.assert_allclose(bf16_product(x, w), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_bf16_products_gradients_are_those_of_the_product():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, w = jax.random.normal(keys[0], (7, 48)), jax.random.normal(keys[1], (48, 20))
+    g = jax.random.normal(keys[2], (7, 20))
+    wanted = jax.vjp(jnp.matmul, x, w)[1](g)
+    for found, exact in zip(jax.vjp(bf16_product, x, w)[1](g), wanted, strict=True):
+        assert float(jnp.abs(found - exact).max()) < 0.02 * float(jnp.abs(exact).max())
+    assert np.isfinite(jax.vjp(bf16_product, x * 0, w)[1](g)[0]).all()
