@@ -157,13 +157,6 @@ def start(args):
     return load(config, packed=False, seed=args.seed), args.scheme, "random floats"
 
 
-def save(model, path: str) -> None:
-    """Writes the converted model to a directory."""
-    import ternax
-
-    ternax.save(model, path)
-
-
 def calibration_of(args, config):
     """(Calibration or None, what a record says of it)."""
     if args.calibrate is None:
@@ -202,6 +195,7 @@ def convert_model(args) -> None:
     """The command: calibrate, convert, say what was lost, save."""
     if args.threads is not None:
         measure.limit_threads(args.threads)
+    from ternax.checkpoint.saving import save
     from ternax.convert import check_scheme
 
     tied = args.config.tie_embeddings

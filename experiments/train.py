@@ -98,6 +98,11 @@ def train(args) -> None:
         args.inputs if not args.given.isdisjoint({"inputs", "config.inputs"}) else None,
     )
     corpus = data.open_corpus(args.corpus, tokenizer=args.tokenizer)
+    start = None
+    if args.source.directory is not None and not args.source.boxed:
+        start = str(args.source.directory)
+        if any(name.startswith("config.") for name in args.given):
+            raise UsageError("--config.FIELD makes another model; a saved one is trained as it is")
     with open_store(args.output_dir, "train", config.name, config.scheme) as store:
         board = Board(store.directory) if args.tensorboard else None
         print(
@@ -121,6 +126,7 @@ def train(args) -> None:
                     name: getattr(args, name)
                     for name in ("save_every", "keep", "log_every", "teacher")
                 },
+                start=start,
                 flags_text=args.command_line,
             )
         for record in records:
@@ -209,6 +215,7 @@ COMMAND = flags.Command(
     examples=(
         ("--config=stdlib-bitnet", "the model in the box, from nothing"),
         ("--config=tiny-bitnet --scheme=twn --steps=500", "a quick one under another scheme"),
+        ("--config=runs/mine/float --noise=stuck,rate=0.02 --steps=500", "on from saved floats"),
         ("--config=stdlib-bitnet --noise=sign_flip,rate=0.02", "trained under noise"),
     ),
     default_config="stdlib-bitnet",

@@ -7,6 +7,7 @@ statistics and of the tokens' hidden states, and nothing runs twice but the laye
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +121,8 @@ class LayerStream:
             module = getattr(block, branch)
             for part in dict.fromkeys(sources.values()):
                 setattr(module, part, Observed(getattr(module, part), inputs))
-        graph, grams, rest = nnx.split(block, Gram, ...)  # type: ignore[misc]
+        parts: Any = nnx.split(block, Gram, ...)
+        graph, grams, rest = parts
         for hidden in self._hidden:
             grams = _observe(graph, grams, rest, hidden, self._rope)
         nnx.update(block, grams)

@@ -43,6 +43,14 @@ class NumericCheckFailed(TernaxError):
     exit_code = 5
 
 
+class Diverged(NumericCheckFailed):
+    """A training loss that is not finite. `step`: the update that met it, from 1."""
+
+    def __init__(self, step: int, message: str):
+        super().__init__(message)
+        self.step = step
+
+
 class OutputError(TernaxError):
     """Results cannot be written; what was measured before is on disk."""
 

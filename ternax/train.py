@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ternax import data, edit
-from ternax.errors import NumericCheckFailed, UsageError
+from ternax.errors import Diverged, UsageError
 from ternax.models import Decoder
 from ternax.noise import make_noise
 from ternax.optimizer import SECOND_STAGE, learning_rate, make_optimizer
@@ -77,6 +77,8 @@ class TrainSpec:
             )
         if not 0 <= self.distill <= 1:
             raise UsageError(f"distill must lie in [0, 1], found {self.distill}")
+        if self.noise:
+            make_noise(self.noise)  # told before anything is made
 
     @property
     def tokens(self) -> int:
@@ -141,11 +143,10 @@ class Trainer:
         self.state: dict[str, Any] = jax.device_put(
             {"params": params, "optimizer": self._optimizer.init(params)}, self._everywhere
         )
-        update = functools.partial(
-            _update, self._graph, spec, self._optimizer, _distribution_of(teacher)
-        )
+        teacher_graph, weights = (None, None) if teacher is None else nnx.split(teacher)
+        update = functools.partial(_update, self._graph, teacher_graph, spec, self._optimizer)
         tokens = jax.ShapeDtypeStruct(self._shape, jnp.int32, sharding=self._by_sequence)
-        self._fixed = jax.device_put((inputs, rest), self._everywhere)
+        self._fixed = jax.device_put((inputs, rest, weights), self._everywhere)
         started = time.perf_counter()
         self.compiled = (
             jax.jit(update, donate_argnums=0)
@@ -198,7 +199,7 @@ class Trainer:
             finite: here a caller saves, or raises to stop.
 
         Raises:
-          NumericCheckFailed: a loss that is not finite; says at which step.
+          Diverged: a loss that is not finite; says at which step.
         """
         spec, losses, since = self.spec, [], time.perf_counter()
         last = spec.steps if until is None else min(until, spec.steps)
@@ -226,7 +227,7 @@ class Trainer:
 
     def model(self) -> Decoder:
         """The trained model, float, under its own schemes; the state stays usable."""
-        inputs, rest = self._fixed
+        inputs, rest, _ = self._fixed
         model = nnx.merge(self._graph, inputs, rest, _as_state(self.state["params"]))
         return edit.set_compute(edit.wrap_schemes(model, _unwrapped), "f32")
 
@@ -265,12 +266,9 @@ def _decayed(params):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def _distribution_of(teacher: Decoder | None):
-    """(graph, state) of a teacher, for use in a jitted step; None without one."""
-    return None if teacher is None else nnx.split(teacher)
-
-
-def _update(graph, spec: TrainSpec, optimizer, teacher, state, inputs, rest, step, tokens):
+def _update(
+    graph, teacher_graph, spec: TrainSpec, optimizer, state, inputs, rest, weights, step, tokens
+):
     """One update: (state, mean loss, gradient norm). tokens: int32 [A, B / A, T + 1]."""
     params = state["params"]
     inputs = _step_inputs(inputs, spec, step)
@@ -278,6 +276,7 @@ def _update(graph, spec: TrainSpec, optimizer, teacher, state, inputs, rest, ste
     def loss_of(params, part):
         model = nnx.merge(graph, _as_state(params), inputs, rest)
         logits, _ = model.forward(part[:, :-1], remat=spec.remat)
+        teacher = None if teacher_graph is None else nnx.merge(teacher_graph, weights)
         return _loss(logits, part, spec, teacher)
 
     def accumulate(total, part):
@@ -301,7 +300,7 @@ def _loss(logits, tokens, spec: TrainSpec, teacher) -> jax.Array:
     if not spec.distill:
         return text
     soft = spec.temperature
-    wanted, _ = nnx.merge(*teacher).forward(tokens[:, :-1])
+    wanted, _ = teacher.forward(tokens[:, :-1])
     wanted = jax.lax.stop_gradient(jax.nn.log_softmax(wanted / soft))
     found = jax.nn.log_softmax(logits / soft)
     divergence = jnp.sum(jnp.exp(wanted) * (wanted - found), axis=-1).mean()
@@ -327,7 +326,8 @@ def _check_losses(values: np.ndarray, step: int) -> None:
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         first = step - len(values) + int(bad[0]) + 1
-        raise NumericCheckFailed(
+        raise Diverged(
+            first,
             f"train: the loss of step {first} is {values[bad[0]]}; expected a finite one. A lower "
-            "--learning_rate or a longer --warmup_steps may help"
+            "--learning_rate or a longer --warmup_steps may help",
         )

@@ -24,7 +24,15 @@ import ternax
 from ternax import data, edit, engine
 from ternax.checkpoint.training import TrainCheckpoints
 from ternax.config import ModelConfig
-from ternax.errors import BadModelFile, DoesNotFit, Interrupted, OutputError, Preempted, UsageError
+from ternax.errors import (
+    BadModelFile,
+    Diverged,
+    DoesNotFit,
+    Interrupted,
+    OutputError,
+    Preempted,
+    UsageError,
+)
 from ternax.interrupt import Stop
 from ternax.measure import device_name, memory_available_bytes
 from ternax.models import Decoder
@@ -44,6 +52,7 @@ class TrainRun:
       directory: the run's folder; one run at a time.
       save_every, keep: steps between two checkpoints, and how many stay.
       log_every: steps between two reports.
+      start: a folder of saved float weights to train on, in place of random ones.
       teacher: a source for `ternax.load(packed=False)`, where the spec distills.
       flags_text: the command line, for records.
     """
@@ -55,6 +64,7 @@ class TrainRun:
     save_every: int = 500
     keep: int = 3
     log_every: int = 20
+    start: str | None = None
     teacher: str | None = None
     flags_text: str = ""
 
@@ -76,7 +86,7 @@ class TrainRun:
         Raises:
           UsageError: the folder belongs to another run, or one is going on in it.
           DoesNotFit: the step needs more memory than is available.
-          NumericCheckFailed: a loss that is not finite; the last good checkpoint stays.
+          Diverged: a loss that is not finite; checkpoints before it stay.
           Preempted, Interrupted: SIGTERM, Ctrl-C; what was done is saved.
         """
         check_corpus(self.config, self.spec, self.corpus)
@@ -89,7 +99,15 @@ class TrainRun:
                 return self._advance(trainer, checkpoints, stop, watch)
 
     def _trainer(self) -> Trainer:
-        model = engine.load(self.config, packed=False, seed=self.spec.seed)
+        if self.start is None:
+            model = engine.load(self.config, packed=False, seed=self.spec.seed)
+        else:
+            model = engine.load(
+                self.start,
+                scheme=self.config.scheme,
+                packed=False,
+                layers=self.config.num_layers,
+            )
         teacher = engine.load(self.teacher, packed=False) if self.teacher else None
         trainer = Trainer(model, self.spec, teacher=teacher)
         available = memory_available_bytes(jax.devices()[0])
@@ -134,7 +152,12 @@ class TrainRun:
                     f"saved in {self.directory}; the same command goes on from there"
                 )
 
-        trainer.run(self.corpus, log_every=self.log_every, watch=report, after_step=after_step)
+        try:
+            trainer.run(self.corpus, log_every=self.log_every, watch=report, after_step=after_step)
+        except Diverged as error:
+            # A loss is of the weights before its update: those saved one step earlier gave it.
+            checkpoints.drop_from(error.step - 1)
+            raise
         checkpoints.wait()
         reports = [json.loads(line) for line in metrics.read_text().splitlines()]
         return trainer.model(), [
@@ -201,6 +224,7 @@ class TrainRun:
             "config": dataclasses.asdict(self.config),
             "spec": dataclasses.asdict(self.spec),
             "corpus": self.corpus.sha256,
+            "start": self.start,
             "teacher": self.teacher,
         }
 

@@ -19,7 +19,8 @@ import pytest
 
 from ternax import provenance, record
 from ternax.errors import BadModelFile, OutputError, UsageError
-from ternax.record import METRICS, Record, Store
+from ternax.metrics import METRICS
+from ternax.record import Record, Store
 from ternax.table import format_metric, table
 
 

@@ -112,6 +112,13 @@ class TrainCheckpoints:
         leaves = [found["state"][name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), found["meta"]
 
+    def drop_from(self, step: int) -> None:
+        """Removes the states of `step` and all behind it."""
+        self.wait()
+        for found in self._manager.all_steps():
+            if found >= step:
+                self._manager.delete(found)
+
     def wait(self) -> None:
         """Until what is being saved is on disk. OutputError where it could not be."""
         try:

@@ -1,11 +1,11 @@
 """Noise models by name. `make_noise("sign_flip,rate=0.1")(key, codes) -> (codes, changed)`."""
 
-import ast
 import dataclasses
 
 from ternax.errors import UsageError
 from ternax.noise import trits
 from ternax.noise.model import NoiseModel
+from ternax.options import parse_options
 
 NOISES: dict[str, type[NoiseModel]] = {
     "sign_flip": trits.SignFlip,
@@ -21,22 +21,11 @@ def make_noise(spec: str) -> NoiseModel:
     Raises:
       UsageError: unknown name or option, or a value out of its range.
     """
-    name, *pairs = spec.split(",")
+    name = spec.partition(",")[0]
     if name not in NOISES:
         raise UsageError(f"noise: expected one of {', '.join(NOISES)}, found {name!r}")
     legal = [field.name for field in dataclasses.fields(NOISES[name])]
-    options = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or key not in legal:
-            raise UsageError(
-                f"noise {name!r}: expected option=value with option among "
-                f"{', '.join(legal)}, found {pair!r}"
-            )
-        try:
-            options[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            options[key] = text
+    options = parse_options("noise", spec, legal)
     if "rate" not in options:
         raise UsageError(f"noise {name!r}: expected a rate, as in {name},rate=0.01; found none")
     return NOISES[name](**options)

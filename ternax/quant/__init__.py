@@ -1,12 +1,12 @@
 """Quantization schemes by name. `make_scheme("absmean,granularity=row", (K, N))`."""
 
-import ast
 import importlib
 import inspect
 
 from flax import nnx
 
 from ternax.errors import UsageError
+from ternax.options import parse_options
 from ternax.quant import codebook, gptq, integer, least_squares, ternary, trit_planes
 from ternax.quant.scheme import Scheme
 
@@ -48,26 +48,16 @@ def scheme_class(name: str) -> type[Scheme]:
 
 def parse_scheme(spec: str) -> tuple[type[Scheme], dict]:
     """ "name,key=value,..." -> (class, options); options are checked against its __init__."""
-    name, *pairs = spec.split(",")
+    name = spec.partition(",")[0]
     found = scheme_class(name)
     signature = inspect.signature(found.__init__).parameters
     legal = [key for key in signature if key not in ("self", "shape", "rngs")]
-    options = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or key not in legal:
-            raise UsageError(
-                f"scheme {name!r}: expected key=value with key among "
-                f"{', '.join(legal) or '(none)'}, found {pair!r}"
-            )
-        try:
-            options[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            options[key] = text
+    options = parse_options("scheme", spec, legal)
+    for key, value in options.items():
         default = signature[key].default
-        if type(default) in (int, float, str, bool) and type(options[key]) is not type(default):
+        if type(default) in (int, float, str, bool) and type(value) is not type(default):
             raise UsageError(
-                f"scheme {name!r}: {key} must be {type(default).__name__}, found {text!r}"
+                f"scheme {name!r}: {key} must be {type(default).__name__}, found {str(value)!r}"
             )
     return found, options
 

@@ -15,10 +15,7 @@ NAME = "tiny-bitnet"
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     """A box that holds tiny-bitnet, of weights that seed 0 does not make."""
-    monkeypatch.setattr(box, "BOX", tmp_path / "box")
-    model = ternax.load(NAME, seed=99)
-    ternax.save(model, tmp_path / "box" / NAME)
-    return model
+    return stored.in_a_box(NAME, tmp_path, monkeypatch)
 
 
 def test_a_name_in_the_box_is_its_trained_model(trained):

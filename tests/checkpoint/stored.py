@@ -8,6 +8,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
+import ternax
+from ternax.checkpoint import box
+
+
+def in_a_box(name: str, tmp_path, monkeypatch):
+    """Puts a model called `name` into a box of its own, of weights that seed 0 does not make."""
+    monkeypatch.setattr(box, "BOX", tmp_path / "box")
+    model = ternax.load(name, seed=99)
+    ternax.save(model, tmp_path / "box" / name)
+    return model
+
 
 def bits(model) -> dict:
     """Path -> (shape, dtype, bytes) of every variable."""

@@ -2,22 +2,18 @@
 
 import pytest
 
-import ternax
-from ternax.checkpoint import box
 from ternax.engine import generate
 from ternax.experiments import decode
 from ternax.record import read_records
 from ternax.workload import Workload
+from tests.checkpoint import stored
 
 NAME = "tiny-bitnet"
 
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(box, "BOX", tmp_path / "box")
-    model = ternax.load(NAME, seed=99)
-    ternax.save(model, tmp_path / "box" / NAME)
-    return model
+    return stored.in_a_box(NAME, tmp_path, monkeypatch)
 
 
 def run(tmp_path, capsys, *flags) -> tuple[int, str, str]:

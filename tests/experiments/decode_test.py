@@ -24,7 +24,8 @@ from ternax import configs, cost, decoding, measure
 from ternax.errors import DoesNotFit, Interrupted
 from ternax.experiments import decode
 from ternax.kernels.backends import BACKENDS
-from ternax.record import METRICS, Record, read_records
+from ternax.metrics import METRICS
+from ternax.record import Record, read_records
 from ternax.workload import Workload
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

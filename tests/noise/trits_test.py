@@ -74,7 +74,7 @@ def test_transition_tables():
         ("sign_flip", "expected a rate"),
         ("sign_flip,rate=2", r"\[0, 1\], found 2"),
         ("sign_flip,rate=x", "found 'x'"),
-        ("sign_flip,speed=1", "option=value with option among rate"),
+        ("sign_flip,speed=1", "key=value with key among rate"),
         ("flip,rate=0.1", "expected one of sign_flip"),
         ("stuck,rate=0.1,at=2", "at must be -1, 0 or 1"),
         ("trit_resample,rate=0.1,density=odd", "same or uniform"),
