@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 import jax
+import numpy as np
 
 from ternax.errors import UsageError
 
@@ -28,4 +29,8 @@ class NoiseModel:
 
     def __call__(self, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
         """value -> (the noisy value, int32 []: how many elements differ from before)."""
+        raise NotImplementedError
+
+    def transition(self, density: float) -> np.ndarray:
+        """f64 [3, 3]: P(trit is j - 1 | it was i - 1); density: share of codes that are not 0."""
         raise NotImplementedError

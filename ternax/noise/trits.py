@@ -5,9 +5,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ternax.errors import UsageError
 from ternax.noise.model import NoiseModel
+
+
+def _kept(rate: float, struck) -> np.ndarray:
+    """A transition table: rows of `struck` at the rate, else the trit as it was."""
+    return (1 - rate) * np.eye(3) + rate * np.broadcast_to(np.asarray(struck, float), (3, 3))
 
 
 def _strike(key, codes, rate: float, replace: Callable[[jax.Array], jax.Array]):
@@ -24,6 +30,9 @@ class SignFlip(NoiseModel):
     def __call__(self, key, value):
         return _strike(key, value, self.rate, lambda _: -value)
 
+    def transition(self, density):
+        return _kept(self.rate, np.eye(3)[::-1])
+
 
 class TritOther(NoiseModel):
     """A struck trit becomes one of the two others, either as likely."""
@@ -34,6 +43,9 @@ class TritOther(NoiseModel):
             return (value + 1 + step) % 3 - 1
 
         return _strike(key, value, self.rate, other)
+
+    def transition(self, density):
+        return _kept(self.rate, (1 - np.eye(3)) / 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +76,10 @@ class TritResample(NoiseModel):
 
         return _strike(key, value, self.rate, draw)
 
+    def transition(self, density):
+        share = density if self.density == "same" else 2 / 3
+        return _kept(self.rate, [share / 2, 1 - share, share / 2])
+
 
 @dataclasses.dataclass(frozen=True)
 class Stuck(NoiseModel):
@@ -78,3 +94,6 @@ class Stuck(NoiseModel):
 
     def __call__(self, key, value):
         return _strike(key, value, self.rate, lambda _: jnp.full(value.shape, self.at))
+
+    def transition(self, density):
+        return _kept(self.rate, np.eye(3)[self.at + 1])
