@@ -1,7 +1,8 @@
-"""How much faster is it than another program, on this machine, in the same minutes?
+"""How much faster is it than another program, and how good is a scheme beside others?
 
     python -m experiments.compare --config=2b4t \\
         --peer='llama.cpp TQ2_0=/path/llama-bench -m /path/2b4t-tq2_0.gguf'
+    python -m experiments.compare --schemes=absmean,twn,package.module:Mine
 
 Any llama-bench, llama.cpp's or a fork's, and ours are run in turn, `--rounds` times,
 with the memory's read rate measured between. `ternax.comparison` measures; here are the
@@ -13,7 +14,7 @@ import textwrap
 
 from ternax import comparison, measure
 from ternax.errors import UsageError
-from ternax.experiments import flags
+from ternax.experiments import flags, scheme_card
 from ternax.peer import parse_peer
 from ternax.provenance import environment
 from ternax.record import Record, Store, open_store
@@ -51,10 +52,14 @@ def compare_flags(define):
 
 def compare(args) -> None:
     """The command: check, measure in turn, say what was found."""
+    if args.schemes is not None:
+        return scheme_card.run(args)
     if not args.peer:
         raise UsageError(
-            "--peer is missing: --peer='llama.cpp=/path/llama-bench -m model.gguf' names one"
+            "--peer is missing: --peer='llama.cpp=/path/llama-bench -m model.gguf' names one; "
+            "--schemes=absmean,twn compares schemes"
         )
+    scheme_card.refuse(args, scheme_card.CARD_FLAGS, "--schemes")
     if "layers" in args.given:
         raise UsageError(
             "--layers: a peer runs its whole model; with --config.num_layers=N ours is smaller"
@@ -154,8 +159,9 @@ def table(rounds: list[list[Record]], ratios: list[Record]) -> list[str]:
 
 COMMAND = flags.Command(
     name="compare",
-    summary="Measures our decode and prefill and those of any llama-bench in turn, with ratios.",
-    groups=(flags.model_flags, compare_flags, flags.run_flags),
+    summary="Measures our decode and prefill and those of any llama-bench in turn, with ratios; "
+    "or trains, judges and times quantization schemes side by side.",
+    groups=(flags.model_flags, compare_flags, scheme_card.card_flags, flags.run_flags),
     examples=(
         (
             "--config=2b4t --peer='llama.cpp=llama-bench -m 2b4t-tq2_0.gguf'",
@@ -164,6 +170,10 @@ COMMAND = flags.Command(
         (
             "--config=70b --prompt_length=16 --num_tokens=8 --peer='...' --output_dir=runs/c70",
             "large models; the same command again goes on where it stopped",
+        ),
+        (
+            "--schemes=absmean,twn,sign --seeds=3 --after_training=ls,gptq",
+            "the scheme card: loss with intervals, bits, speed, cost of training, and a plot",
         ),
     ),
     default_config="2b4t",

@@ -13,6 +13,7 @@ from ternax.nn.linear import COMPUTE, PackedLinear, QuantLinear
 from ternax.nn.table import TABLE_FORMATS, PackedTable
 from ternax.quant.integer import Int4, Int8, Unquantized
 from ternax.quant.scheme import BlockScheme, Scheme, check_finite
+from ternax.quantized import CODEBOOKS
 
 # What pack_model fuses: one product reads the activations once and one launch does the work.
 _FUSED = {
@@ -74,6 +75,21 @@ def pack_model(
     """
     check_float_model(model, embed_dtype, head_dtype)
     return assemble(model, _pack_stack, embed_dtype, head_dtype, backend)
+
+
+def packs(model: Decoder) -> bool:
+    """Whether every projection of a float model has a packed form; computes nothing."""
+
+    def stored(linear):
+        graph, state = nnx.split(linear)
+
+        def one(leaves):
+            layer = nnx.merge(graph, leaves)
+            return layer.scheme.quantize(layer.kernel[...])
+
+        return jax.eval_shape(lambda leaves: jax.lax.map(one, leaves), state)
+
+    return all(stored(linear).format not in CODEBOOKS for _, linear in float_linears(model))
 
 
 def check_float_model(model: Decoder, embed_dtype: str, head_dtype: str) -> None:

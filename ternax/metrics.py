@@ -56,6 +56,17 @@ METRICS: dict[str, Metric] = {
     "train_tokens_per_s": Metric("tokens/s", "targets over the time of their updates, median"),
     "matrix_gflops_per_s": Metric("1e9 FLOP/s", "a large product's rate, measured in the same run"),
     "share_of_matrix_rate": Metric("fraction", "the updates' products over that rate"),
+    "step_time_ratio": Metric("", "time of an update over the floats' of the same round, median"),
+    "step_time_ratio_low": Metric("", "lower end of the median's 95 % interval"),
+    "step_time_ratio_high": Metric("", "upper end of the median's 95 % interval"),
+    # Over training seeds.
+    "seeds": Metric("count", "models trained alike, each from another seed"),
+    "seed_bits_per_byte": Metric("bits/byte", "mean of the seeds' bits_per_byte"),
+    "seed_bits_per_byte_low": Metric("bits/byte", "lower end of its 95 % interval over seeds"),
+    "seed_bits_per_byte_high": Metric("bits/byte", "upper end of that interval"),
+    "gap_bits_per_byte": Metric("bits/byte", "less the float model's of the same seed, mean"),
+    "gap_bits_per_byte_low": Metric("bits/byte", "lower end of its 95 % interval over seeds"),
+    "gap_bits_per_byte_high": Metric("bits/byte", "upper end of that interval"),
     # Quality.
     "loss_nats": Metric("nats/token", "mean cross-entropy"),
     "perplexity": Metric("", "exp(loss_nats)"),

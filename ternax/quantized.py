@@ -96,7 +96,7 @@ class Quantized:
             book, (k_size, n) = CODEBOOKS[self.format], self.shape
             scales = book.scale_bits * self.scale.size + book.matrix_bits
             return book.bits + scales / (k_size * n)
-        packed = jax.eval_shape(lambda: self.pack())
+        packed = jax.eval_shape(Quantized.pack, self)
         return 8 * packed.nbytes / (self.shape[0] * self.shape[1])
 
     def dequantize(self) -> jax.Array:

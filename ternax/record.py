@@ -33,6 +33,7 @@ PHASES = (
     "decode",
     "kernel",
     "evaluate",
+    "card",
     "train",
     "plan",
     "convert",

@@ -36,6 +36,7 @@ from ternax.errors import (
 from ternax.interrupt import Stop
 from ternax.measure import device_name, memory_available_bytes
 from ternax.models import Decoder
+from ternax.random_weights import abstract_model
 from ternax.record import Record
 from ternax.table import binary
 from ternax.train import Progress, Trainer, TrainSpec
@@ -97,6 +98,18 @@ class TrainRun:
                 self._resume(trainer, checkpoints)
                 ready(trainer)
                 return self._advance(trainer, checkpoints, stop, watch)
+
+    def finished(self) -> bool:
+        """Whether the folder holds the models of this run at its end.
+
+        Raises:
+          UsageError: the folder belongs to another run.
+        """
+        if not (self.directory / "run.json").exists():
+            return False
+        self._check_same()
+        last = "model" if edit.packs(abstract_model(self.config, packed=False)) else "float"
+        return (self.directory / last / "manifest.json").exists()
 
     def _trainer(self) -> Trainer:
         if self.start is None:
@@ -249,9 +262,11 @@ class TrainRun:
 
 
 def save_models(model: Decoder, directory: pathlib.Path) -> None:
-    """The float weights to directory/float, then the model packed, to directory/model."""
+    """The float weights to directory/float, then, where it packs, the model to directory/model."""
+    packs = edit.packs(model)
     ternax.save(model, directory / "float")
-    ternax.save(edit.pack_model(model), directory / "model")
+    if packs:
+        ternax.save(edit.pack_model(model), directory / "model")
 
 
 def check_corpus(config: ModelConfig, spec: TrainSpec, corpus: data.Corpus) -> None:

@@ -50,6 +50,8 @@ LAYERS = (
     ("ternax.decoding",),
     ("ternax.peer",),
     ("ternax.comparison",),
+    ("ternax.scheme_speed",),
+    ("ternax.card",),
     ("ternax.experiments",),
 )
 RANK = {entry: rank for rank, entries in enumerate(LAYERS) for entry in entries}
@@ -64,6 +66,7 @@ SHARED_BY_EXPERIMENTS = {
     "ternax.experiments.config_flag",
     "ternax.experiments.ending",
     "ternax.experiments.progress",
+    "ternax.experiments.scheme_card",
 }
 # They run code from data, or weigh more than everything here together.
 BANNED_IMPORTS = {
