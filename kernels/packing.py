@@ -116,6 +116,16 @@ def code_position(k: int, bits: int) -> tuple[int, int]:
     return 2 * bits * j + b, bits * p
 
 
+def real_bits(k_size: int, format: str) -> np.ndarray:
+    """uint8 [row_bytes]: ones where a row's bits belong to one of its K codes, not to padding."""
+    fmt = FORMATS[format]
+    real = np.zeros(fmt.row_bytes(k_size), np.uint8)
+    for k in range(k_size):
+        byte, bit = code_position(k, fmt.bits)
+        real[byte] |= (2**fmt.bits - 1) << bit
+    return real
+
+
 def pack_numpy(values: np.ndarray, format: str) -> np.ndarray:
     """The definition. values: int8 [..., K, N] -> uint8 [..., N, row_bytes]."""
     fmt = FORMATS[format]

@@ -24,6 +24,7 @@ _PUBLIC = {
     "save": "ternax.checkpoint.saving",
     "generate": "ternax.engine",
     "pack_model": "ternax.edit",
+    "perturb": "ternax.injection",
     "plan": "ternax.cost",
     "get_config": "ternax.configs",
     "ModelConfig": "ternax.config",

@@ -93,5 +93,25 @@ METRICS: dict[str, Metric] = {
     "max_abs_error": Metric("", "largest difference from the reference result"),
     "relative_error": Metric("fraction", "norm of a weight's change over the weight's own"),
     "output_snr_db": Metric("dB", "power of a projection's outputs over that of their change"),
+    # Noise. A strength is in the noise's own unit: a rate, or a deviation over the scale.
     "changed_count": Metric("count", "values the noise changed"),
+    "noise_strength": Metric("", "strength of the noise: its rate, sigma, size, cut or step"),
+    "noise_draws": Metric("count", "draws of the noise behind a mean"),
+    "bits_per_byte_rise": Metric(
+        "bits/byte", "bits_per_byte less the clean model's, mean of draws"
+    ),
+    "bits_per_byte_rise_low": Metric("bits/byte", "lower end of its 95 % interval over draws"),
+    "bits_per_byte_rise_high": Metric("bits/byte", "upper end of that interval"),
+    "bits_per_byte_rise_text_low": Metric("bits/byte", "lower end of its interval over the text"),
+    "bits_per_byte_rise_text_high": Metric("bits/byte", "upper end of that interval"),
+    "top5_agreement": Metric("fraction", "the clean model's likeliest token is among five"),
+    "product_cosine": Metric("", "clean and noisy outputs of a projection, mean of projections"),
+    "product_cosine_closed_form": Metric("", "the same for weights and inputs without a mean"),
+    "product_cosine_error": Metric("", "most that a projection's plug-in is off, mean of draws"),
+    "tolerated_005": Metric("", "strength that costs 0.05 bits/byte, geometric mean of draws"),
+    "tolerated_005_low": Metric("", "lower end of its 95 % interval over draws"),
+    "tolerated_005_high": Metric("", "upper end of that interval"),
+    "tolerated_020": Metric("", "strength that costs 0.2 bits/byte, geometric mean of draws"),
+    "tolerated_020_low": Metric("", "lower end of its 95 % interval over draws"),
+    "tolerated_020_high": Metric("", "upper end of that interval"),
 }

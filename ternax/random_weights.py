@@ -16,14 +16,14 @@ from flax import nnx
 from jax import lax
 
 from ternax.config import ModelConfig
+from ternax.counter_hash import lane_draw, mix
 from ternax.edit import pack_model
 from ternax.kernels.packing import (
     BLOCK,
     FLOAT_FORMATS,
-    FORMATS,
-    code_position,
     float_to_bits,
     pack_numpy,
+    real_bits,
 )
 from ternax.models import MODELS, Decoder
 from ternax.models.decoder import table_std
@@ -182,10 +182,10 @@ def _random_rows(key, start, rows: int, row: int, format: str, gain: float):
     words = row if format in FLOAT_FORMATS else row // 4
     index = (start + jnp.arange(rows, dtype=jnp.uint32))[:, None].astype(jnp.uint32) * words
     index += jnp.arange(words, dtype=jnp.uint32)
-    base = _mix(index + key[0])
+    base = mix(index + key[0])
 
     def draw(i):
-        return _mix(base ^ (key[1] + jnp.uint32((0x9E3779B9 * (i + 1)) & 0xFFFFFFFF)))
+        return lane_draw(base, key[1], i)
 
     if format in FLOAT_FORMATS:
         uniform = draw(0).astype(jnp.float32) * (2 / 2**32) - 1
@@ -199,21 +199,10 @@ def _clear_padding(block, k_size: int, format: str):
     """Puts the code of 0 behind the K codes of each row: uint32 words [rows, row bytes / 4]."""
     if format in FLOAT_FORMATS or k_size % BLOCK == 0:
         return block
-    fmt = FORMATS[format]
-    real = np.zeros(fmt.row_bytes(k_size), np.uint8)
-    for k in range(k_size):
-        byte, bit = code_position(k, fmt.bits)
-        real[byte] |= (2**fmt.bits - 1) << bit
+    real = real_bits(k_size, format)
     zeros = pack_numpy(np.zeros((k_size, 1), np.int8), format)[0]
     real, zeros = real.view(np.uint32), zeros.view(np.uint32)
     return (block & real) | (zeros & ~real)
-
-
-def _mix(x):
-    """A 32-bit permutation with good avalanche (lowbias32, C. Wellons)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
 
 
 def _trit_word(u, v, w):

@@ -37,6 +37,7 @@ PHASES = (
     "train",
     "plan",
     "convert",
+    "noise",
 )
 KINDS = ("measured", "extrapolated", "predicted")
 

@@ -57,6 +57,10 @@ class Noisy(Wrapped):
 
     def __init__(self, inner: Scheme, layers: int, noise: NoiseModel):
         super().__init__(inner)
+        if noise.domain != "codes":
+            raise UsageError(
+                f"training strikes codes: expected a noise on trits, found one on {noise.domain}"
+            )
         self.noise = noise
         self.key = StepInput(jax.random.split(jax.random.key(0), layers))
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ternax.errors import UsageError
-from ternax.noise import NOISES, make_noise
+from ternax.noise import make_noise
 
 CODES = np.random.default_rng(0).choice([-1, 0, 1], p=[0.3, 0.4, 0.3], size=(400, 500)).astype("i1")
 SPECS = ("sign_flip", "trit_other", "trit_resample", "trit_resample,density=uniform", "stuck")
@@ -76,14 +76,10 @@ def test_transition_tables():
         ("sign_flip,rate=x", "found 'x'"),
         ("sign_flip,speed=1", "key=value with key among rate"),
         ("flip,rate=0.1", "expected one of sign_flip"),
-        ("stuck,rate=0.1,at=2", "at must be -1, 0 or 1"),
-        ("trit_resample,rate=0.1,density=odd", "same or uniform"),
+        ("stuck,rate=0.1,at=2", "at must be one of -1, 0, 1"),
+        ("trit_resample,rate=0.1,density=odd", "one of same, uniform"),
     ],
 )
 def test_bad_noise_is_one_line(spec, words):
     with pytest.raises(UsageError, match=words):
         make_noise(spec)
-
-
-def test_every_noise_is_tried():
-    assert {spec.partition(",")[0] for spec in SPECS} == set(NOISES)

@@ -1,0 +1,373 @@
+"""`perturb`: noise on chosen weights of a model, by name, in place, without unpacking them."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from ternax.configs import nearest
+from ternax.counter_hash import below
+from ternax.edit import is_packed, packed_parts
+from ternax.errors import DoesNotFit, UsageError
+from ternax.kernels.packing import FLOAT_FORMATS, FORMATS, Packed, float_to_bits, unpack
+from ternax.measure import memory_available_bytes
+from ternax.models import Decoder
+from ternax.nn.read_noise import NoisyLinear
+from ternax.nn.table import PackedTable
+from ternax.noise.bits import PackedNoise
+from ternax.noise.model import NoiseModel, apply
+from ternax.noise.reads import ReadNoise
+from ternax.noise.words import ROWS, Matrix, WordNoise, differing, draws, key_words, measure
+from ternax.random_weights import tensor_key
+from ternax.table import binary
+
+# What a pattern selects if it does not say: every projection.
+EVERYTHING = r"layers\..*"
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One matrix of the model, or one stack of them.
+
+    Attributes:
+      name: "layers.*.mlp.up", or "embedding", "head".
+      node: the module that holds it.
+      first, width: its rows among the node's, which may hold several fused.
+      layers: which layers are selected; (0,) where there is no stack.
+    """
+
+    name: str
+    node: Any  # PackedLinear, PackedTable or NoisyLinear
+    first: int
+    width: int
+    layers: tuple[int, ...]
+
+    def names(self) -> list[str]:
+        return [self.name.replace("*", str(layer)) for layer in self.layers]
+
+
+def perturb(
+    model: Decoder,
+    noise: NoiseModel,
+    key: jax.Array,
+    *,
+    select: str = EVERYTHING,
+    layers: range | None = None,
+    rows: float = 1.0,
+    copy: bool = False,
+) -> tuple[Decoder, dict[str, int]]:
+    """The model under a noise, and how many values changed in each selected matrix.
+
+    A matrix is struck with the key fold_in(fold_in(key, crc32("layers.*.mlp.up")), layer), so the
+    outcome depends on no order, batch, mesh or selection. At strength 0 nothing is touched.
+
+    Args:
+      model: packed. Its packed leaves are donated: it is the model returned, and what was
+        clean is gone.
+      noise: of NOISES or your own. On trits and packed bits, chunks are struck in place, with no
+        second copy. On scales, the few floats are replaced. On analog weights, the stacks that hold
+        a selected matrix become f32, 16 times the bytes of trits. At read time, the projections
+        are wrapped; every row is read, and nothing is counted.
+      key: of `jax.random.key`.
+      select: a regular expression that has to match a whole name, "layers.3.mlp.up"; on trits and
+        packed bits also "embedding" and "head".
+      layers: of the layers that match, only these.
+      rows: share of the outputs of each matrix that can be struck, drawn by the key.
+      copy: leaves the model given as it was, and returns another.
+
+    Raises:
+      UsageError: a model that is not packed, a pattern that selects nothing, a noise on what
+        the model does not have.
+      DoesNotFit: f32 weights larger than the memory that is free.
+    """
+    if not is_packed(model):
+        raise UsageError("perturb: expected a packed model, found a float one: pack_model(model)")
+    if isinstance(rows, bool) or not 0 <= rows <= 1:
+        raise UsageError(f"perturb: rows must lie in [0, 1], found {rows!r}")
+    chosen = selected(model, select, layers)
+    check_domain(noise, chosen, rows)
+    if copy:
+        model = _copied(model)
+        chosen = selected(model, select, layers)
+    counts = {name: 0 for target in chosen for name in target.names()}
+    if noise.strength == 0 or rows == 0:
+        return model, counts
+    if isinstance(noise, ReadNoise):
+        _wrap(model, noise, key, chosen)
+        return model, counts
+    if noise.domain == "weights":
+        for node in {id(target.node): target.node for target in chosen}.values():
+            mine = [target for target in chosen if target.node is node]
+            counts |= _strike_weights(mine, noise, key, rows)
+        return model, counts
+    strike = _strike_scales if noise.domain == "scale" else _strike_words
+    for target in chosen:
+        counts |= dict(zip(target.names(), strike(target, noise, key, rows), strict=True))
+    return model, counts
+
+
+def targets(model: Decoder) -> Iterator[Target]:
+    """Everything that weights are stored in, all layers of it."""
+    layers = tuple(range(model.config.num_layers))
+    first: dict[int, int] = {}
+    for name, linear in packed_parts(model):
+        start = first.get(id(linear), 0)
+        width = dict(linear.parts)[name.rpartition(".")[2]]
+        first[id(linear)] = start + width
+        yield Target(name, linear, start, width, layers)
+    for name in ("embedding",) if model.config.tie_embeddings else ("embedding", "head"):
+        table = getattr(model, name)
+        yield Target(name, table, 0, table.shape[1], (0,))
+
+
+def selected(model: Decoder, select: str, layers: range | None = None) -> list[Target]:
+    """The targets that a pattern selects, each with its layers. UsageError where there are none."""
+    try:
+        pattern = re.compile(select)
+    except re.error as error:
+        raise UsageError(f"select: {select!r} is no regular expression: {error}") from error
+    found, names = [], []
+    for target in targets(model):
+        names += target.names()
+        kept = tuple(
+            layer
+            for layer, name in zip(target.layers, target.names(), strict=True)
+            if pattern.fullmatch(name) and (layers is None or layer in layers)
+        )
+        if kept:
+            found.append(dataclasses.replace(target, layers=kept))
+    if not found:
+        near = ", ".join(nearest(select, names)[:4])
+        where = "" if layers is None else f" in layers {layers.start} to {layers.stop - 1}"
+        raise UsageError(f"select: nothing is named {select!r}{where}; nearest: {near}")
+    return found
+
+
+def check_domain(noise: NoiseModel, chosen: list[Target], rows: float = 1.0) -> None:
+    """UsageError where a target does not hold what the noise strikes."""
+    for target in chosen:
+        format, table = target.node.format, isinstance(target.node, PackedTable)
+        what = f"{target.name} in {format}"
+        if noise.domain == "codes" and format != "trit2":
+            raise UsageError(f"noise on trits: expected weights in trit2, found {what}")
+        if isinstance(noise, PackedNoise) and noise.storage != "canonical" and format != "trit2":
+            raise UsageError(f"noise: storage {noise.storage} is of trits, found {what}")
+        if noise.domain == "scale" and format in FLOAT_FORMATS:
+            raise UsageError(f"noise on scales: expected weights with scales, found {what}")
+        if noise.domain == "weights" and (format in FLOAT_FORMATS or table):
+            raise UsageError(f"analog noise: expected projections of integer codes, found {what}")
+        if noise.when == "read" and (table or rows < 1):
+            raise UsageError(f"noise at read time is on whole projections, found {what}")
+        if noise.when == "read":
+            _check_shared_inputs(target, chosen)
+
+
+def _check_shared_inputs(target: Target, chosen: list[Target]) -> None:
+    """Fused parts read one input: all of them are selected in a layer, or none."""
+    together = [other for other in chosen if other.node is target.node]
+    parts = [part for part, _ in target.node.parts]
+    if len(together) < len(parts) or any(other.layers != target.layers for other in together):
+        raise UsageError(
+            f"noise at read time: {', '.join(parts)} read one input; select all of them, in the "
+            f"same layers, or none; found {', '.join(other.name for other in together)}"
+        )
+
+
+def _copied(model: Decoder) -> Decoder:
+    graph, leaves = nnx.split(model)
+    return nnx.merge(graph, jax.tree.map(jnp.copy, leaves))
+
+
+def _layer_keys(key, target: Target) -> jax.Array:
+    """Keys [S] of the selected layers; a table has one."""
+    named = tensor_key(key, target.name)
+    if "*" not in target.name:
+        return named[None]
+    return jax.vmap(jax.random.fold_in, (None, 0))(named, jnp.asarray(target.layers))
+
+
+# --- Trits and packed bits -------------------------------------------------------------------
+
+
+def _strike_words(target: Target, noise, key, rows: float) -> list[int]:
+    node = target.node
+    keys = jax.vmap(key_words)(_layer_keys(key, target))
+    data = node.data.get_value()
+    stack = data.ndim == 4
+    data, counts = _strike(
+        data if stack else data[None],
+        keys,
+        jnp.asarray(target.layers, jnp.int32),
+        jnp.float32(noise.strength),
+        jnp.float32(rows),
+        jnp.int32(target.first),
+        noise=noise.with_strength(0.0),
+        matrix=Matrix(node.format, node.shape[0]),
+        width=target.width,
+    )
+    node.data.set_value(data if stack else data[0])
+    if getattr(noise, "policy", "") == "raw" and node.format == "trit2":
+        node.backend = "reference"  # the one that reads code 3
+    return [int(count) for count in counts]
+
+
+@functools.partial(jax.jit, static_argnames=("noise", "matrix", "width"), donate_argnames="data")
+def _strike(
+    data, keys, layers, strength, rows, first, *, noise: WordNoise, matrix: Matrix, width: int
+):
+    """data [L, P, N, row], its rows first .. first + width struck in `layers` -> (data, counts)."""
+    planes, step = data.shape[1], _chunk_rows(width, matrix.row_bytes)
+    chunks = width // step
+
+    def cut(data, i, c):
+        at = (layers[i], c // chunks, first + c % chunks * step, 0)
+        part = lax.dynamic_slice(data, at, (1, 1, step, data.shape[-1]))
+        return at, matrix.to_words(part.reshape(step, -1))
+
+    def one(i, carry):
+        data, counts = carry
+        known = None
+        if noise.statistic is not None:
+            known = _of_matrix(
+                noise.statistic, matrix, lambda c: cut(data, i, c)[1], planes, chunks
+            )
+
+        def chunk(c, carry):
+            data, count = carry
+            at, old = cut(data, i, c)
+            number = (c * step + jnp.arange(step)).astype(jnp.uint32)[:, None]
+            new = noise.struck(keys[i], old, number, matrix, strength, known)
+            new = jnp.where(below(draws(keys[i], number, 0, ROWS), rows), new, old)
+            part = matrix.from_words(new)[None, None]
+            count += differing(old, new, matrix.lane_bits)
+            return lax.dynamic_update_slice(data, part, at), count
+
+        data, count = lax.fori_loop(0, planes * chunks, chunk, (data, jnp.int32(0)))
+        return data, counts.at[i].set(count)
+
+    counts = jnp.zeros(len(layers), jnp.int32)
+    return lax.fori_loop(0, len(layers), one, (data, counts))
+
+
+def _of_matrix(statistic: str, matrix: Matrix, chunk, planes: int, chunks: int):
+    """`words.measure` of all chunks of one matrix."""
+    if measure(statistic, jnp.zeros((1, matrix.words), jnp.uint32), matrix) is None:
+        return None
+    total = planes * chunks
+
+    def add(c, found):
+        more = measure(statistic, chunk(c), matrix)
+        return found + more / total if statistic == "density" else jnp.maximum(found, more)
+
+    return lax.fori_loop(0, total, add, jnp.float32(0))
+
+
+def _chunk_rows(width: int, row_bytes: int) -> int:
+    """The most rows within a chunk that divide `width`: none is struck twice."""
+    most = max(1, min(width, _CHUNK_BYTES // row_bytes))
+    return next(rows for rows in range(most, 0, -1) if width % rows == 0)
+
+
+# --- Scales and analog weights -----------------------------------------------------------------
+
+
+def _strike_scales(target: Target, noise, key, rows: float) -> list[int]:
+    node, counts = target.node, []
+    stack = node.scale.get_value().ndim == 4
+    scales = np.array(node.scale.get_value() if stack else node.scale.get_value()[None])
+    part = slice(target.first, target.first + target.width)
+    for layer, own in zip(target.layers, _layer_keys(key, target), strict=True):
+        mine = scales[layer][..., part] if scales.shape[-1] > 1 else scales[layer]
+        # What is spread over rows where matrices are fused is stored once.
+        spread = bool((mine == mine[..., :1]).all())
+        value = jnp.asarray(mine[..., :1] if spread else mine)
+        noisy, count = noise(own, value)
+        if rows < 1:
+            number = jnp.arange(value.shape[-1], dtype=jnp.uint32)
+            exposed = below(draws(key_words(own), number, 0, ROWS), rows)
+            noisy = jnp.where(exposed, noisy, value)
+            count = jnp.sum(noisy != value)
+        mine[...] = np.asarray(noisy)
+        counts.append(int(count))
+    node.scale.set_value(jnp.asarray(scales if stack else scales[0]))
+    return counts
+
+
+def _strike_weights(chosen: list[Target], noise, key, rows: float) -> dict[str, int]:
+    """Turns the projection of `chosen`, targets of one node, into f32 weights under noise."""
+    linear, counts = chosen[0].node, {}
+    packed = linear.packed
+    layers, (k_size, n) = packed.data.shape[0], packed.shape
+    need, free = 4 * layers * k_size * n, memory_available_bytes()
+    if free is not None and need > free:
+        raise DoesNotFit(
+            f"analog noise: {chosen[0].name} and what is fused with it become f32, "
+            f"{binary(need)}; available {binary(free)}; select fewer, or take fewer layers"
+        )
+    floats = np.empty((layers, 1, n, k_size), np.float32)
+    for layer in range(layers):
+        units, gain, shift = _units(packed, jnp.int32(layer))
+        for target in chosen:
+            if layer not in target.layers:
+                continue
+            part = slice(target.first, target.first + target.width)
+            own = jax.random.fold_in(tensor_key(key, target.name), layer)
+            noisy, count = apply(noise.with_strength(0.0), own, units[..., part], noise.strength)
+            if rows < 1:
+                number = jnp.arange(target.width, dtype=jnp.uint32)
+                exposed = below(draws(key_words(own), number, 0, ROWS), rows)
+                noisy = jnp.where(exposed, noisy, units[..., part])
+                count = jnp.sum(noisy != units[..., part])
+            units = units.at[..., part].set(noisy)
+            counts[target.name.replace("*", str(layer))] = int(count)
+        floats[layer, 0] = np.asarray((units * gain + shift).sum(axis=0).T)
+    linear.data.set_value(float_to_bits(jnp.asarray(floats), "f32"))
+    linear.scale.set_value(jnp.ones((layers, 1, 1, 1), jnp.float32))
+    linear.zero, linear.format = None, "f32"
+    return counts
+
+
+@jax.jit
+def _units(packed: Packed, layer):
+    """(weights f32 [P, K, N] in units of the largest code, and what they are times and plus)."""
+    fmt, (k_size, n) = FORMATS[packed.format], packed.shape
+    units = unpack(packed.data[layer], packed.format, k_size).astype(jnp.float32) / fmt.high
+
+    def spread(leaf):
+        wide = jnp.repeat(leaf[layer], k_size // packed.groups, axis=1)
+        return jnp.broadcast_to(wide, (*wide.shape[:2], n))
+
+    gain = spread(packed.scale)
+    shift = jnp.zeros_like(gain) if packed.zero is None else spread(packed.zero) * gain
+    return units, gain * fmt.high, shift
+
+
+# --- Reads -----------------------------------------------------------------------------------
+
+
+def _wrap(model: Decoder, noise: ReadNoise, key, chosen: list[Target]) -> None:
+    """Puts a NoisyLinear round each projection that is selected."""
+    for branch, linears in (("attn", ("qkv", "o")), ("mlp", ("gate_up", "down"))):
+        for name in linears:
+            module = getattr(model.layers, branch)
+            linear = getattr(module, name)
+            mine = [target for target in chosen if target.node is linear]
+            if not mine:
+                continue
+            if isinstance(linear, NoisyLinear):
+                raise UsageError(f"perturb: {mine[0].name} is under a noise at read time already")
+            count = model.config.num_layers
+            strength = np.zeros(count, np.float32)
+            strength[list(mine[0].layers)] = noise.strength
+            named = tensor_key(key, f"layers.*.{branch}.{name}")
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(named, jnp.arange(count))
+            words = jax.vmap(key_words)(keys)
+            setattr(module, name, NoisyLinear(linear, noise, words, jnp.asarray(strength)))

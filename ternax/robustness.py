@@ -1,0 +1,261 @@
+"""What noise does to a model: to each layer's product, predicted and measured, and to its losses.
+
+A point is one noise at one strength in one draw. It is compared with the clean model target by
+target, on the same sequences, so that what the text brings drops out of the rise in loss.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ternax import injection, taps
+from ternax.errors import UsageError
+from ternax.estimate import Interval, t_interval
+from ternax.evaluate import groups
+from ternax.heldout import Windows
+from ternax.kernels.packing import Packed, pack, unpack
+from ternax.models import Decoder
+from ternax.noise import NoiseModel
+from ternax.noise.model import apply
+from ternax.noise.predict import closed_form, plug_in
+from ternax.random_weights import tensor_key
+from ternax.resample import bootstrap_ratio
+
+TOP = 5
+BATCH = 8
+_LOGIT_BYTES = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Clean:
+    """The model before any noise, and what it says of the text.
+
+    Attributes:
+      model: packed; never donated.
+      text: the sequences.
+      logits: f32 [n, T, V].
+      losses: f32 [n, T], nats of each target.
+      inputs: of each projection, for the first sequences: "layers.0.attn.q" -> f32 [t, K].
+      codes: "layers.0.attn.q" -> int8 [K, N], of projections in trit2.
+    """
+
+    model: Decoder
+    text: Windows
+    logits: np.ndarray
+    losses: np.ndarray
+    inputs: dict[str, np.ndarray]
+    codes: dict[str, np.ndarray]
+
+    @property
+    def bits_per_byte(self) -> float:
+        return float(self.losses.sum(dtype=np.float64) / math.log(2) / self.text.num_bytes.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One draw of a noise at one strength.
+
+    Attributes:
+      changed: values struck, of all matrices.
+      rises: f64 [n], bits per byte of each sequence, less the clean model's; NaN where logits
+        were not finite.
+      kl_bits, top1, top5, cosine: means over targets: KL(clean || noisy); both have the same
+        likeliest token; the clean one is among the noisy model's five; cosine of logits.
+    """
+
+    changed: int
+    rises: np.ndarray
+    kl_bits: float
+    top1: float
+    top5: float
+    cosine: float
+
+
+def spread_windows(text: Windows, count: int) -> Windows:
+    """`count` sequences, evenly through the text: every file is there as much as it was."""
+    if not 0 < count <= len(text.tokens):
+        raise UsageError(
+            f"sequences: expected 1 .. {len(text.tokens)}, what the text has, found {count}"
+        )
+    kept = np.arange(count) * len(text.tokens) // count
+    return Windows(text.tokens[kept], text.num_bytes[kept], text.files[kept])
+
+
+def look(model: Decoder, text: Windows, *, tapped: int = 2) -> Clean:
+    """Runs the clean model. tapped: sequences whose projections' inputs are kept.
+
+    Raises:
+      UsageError: logits of more than 1 GiB.
+    """
+    n, length = text.tokens.shape[0], text.tokens.shape[1] - 1
+    size = 4 * n * length * model.config.vocab_size
+    if size > _LOGIT_BYTES:
+        fit = _LOGIT_BYTES // (4 * length * model.config.vocab_size)
+        raise UsageError(f"sequences: {n} have logits of more than 1 GiB; at most {fit} fit")
+    graph, leaves = nnx.split(model)
+    logits = [np.asarray(_logits(graph, leaves, tokens)) for tokens in _batches(text.tokens)]
+    found = np.concatenate(logits)[:n]
+    losses = [
+        np.asarray(_nats(part, tokens[:, 1:]))
+        for part, tokens in zip(logits, _batches(text.tokens), strict=True)
+    ]
+    codes = {}
+    for target in injection.selected(model, injection.EVERYTHING):
+        if target.node.format != "trit2" or target.node.packed.num_planes > 1:
+            continue
+        for layer, name in zip(target.layers, target.names(), strict=True):
+            rows = target.node.packed.data[layer, 0, target.first : target.first + target.width]
+            codes[name] = np.asarray(unpack(rows, "trit2", target.node.shape[0]))
+    return Clean(
+        model,
+        text,
+        found,
+        np.concatenate(losses)[:n],
+        taps.projection_inputs(model, text.tokens[:tapped, :-1]),
+        codes,
+    )
+
+
+def point(clean: Clean, noise: NoiseModel, key: jax.Array, **selection) -> Point:
+    """One draw. selection: `select`, `layers` and `rows` of `injection.perturb`."""
+    noisy, counts = injection.perturb(clean.model, noise, key, copy=True, **selection)
+    graph, leaves = nnx.split(noisy)
+    found = []
+    for first, tokens in enumerate(_batches(clean.text.tokens)):
+        rows = clean.logits[first * BATCH : (first + 1) * BATCH]
+        pad = ((0, len(tokens) - len(rows)), (0, 0), (0, 0))
+        out = _contrast(graph, leaves, tokens, np.pad(rows, pad))
+        found.append([np.asarray(row)[: len(rows)] for row in out])
+    losses, kl, rank, cosine = (np.concatenate(rows) for rows in zip(*found, strict=True))
+    bits = (losses - clean.losses).sum(axis=1, dtype=np.float64) / math.log(2)
+    return Point(
+        sum(counts.values()),
+        bits / clean.text.num_bytes,
+        float(kl.mean(dtype=np.float64)) / math.log(2),
+        float((rank == 0).mean()),
+        float((rank < TOP).mean()),
+        float(cosine.mean(dtype=np.float64)),
+    )
+
+
+def rise_of(clean: Clean, points: Sequence[np.ndarray]) -> tuple[Interval, Interval]:
+    """Bits per byte more than clean, of draws' `rises`: its interval over draws, and over text.
+
+    The first says what other draws of the noise would give on this text; the second what other
+    text would give on the mean of these draws.
+    """
+    sizes = clean.text.num_bytes.astype(float)
+    means = [float((rises * sizes).sum() / sizes.sum()) for rises in points]
+    mean = np.mean(points, axis=0)
+    group = groups(clean.text.files, len(sizes))
+    return t_interval(means), bootstrap_ratio(mean * sizes, sizes, groups=group)
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """One projection's outputs under a noise, all draws together.
+
+    Attributes:
+      name: "layers.0.attn.q".
+      measured: cosine with the clean outputs, a draw each.
+      plug_in, closed_form: predicted cosines; the latter None for noise on inputs.
+      error_power: predicted power of the error over that of the outputs.
+    """
+
+    name: str
+    measured: tuple[float, ...]
+    plug_in: float
+    closed_form: float | None
+    error_power: float
+
+
+def products(clean: Clean, noise: NoiseModel, keys: Sequence[jax.Array]) -> Iterator[Product]:
+    """Every projection in turn, struck as `perturb` strikes it with each of `keys`."""
+    for name, codes in clean.codes.items():
+        x = clean.inputs[name]
+        y = x.astype(np.float64) @ codes
+        found = []
+        for key in keys:
+            pattern, layer = _pattern(name)
+            own = jax.random.fold_in(tensor_key(key, pattern), layer)
+            noisy = _struck(noise, own, codes, x)
+            size = np.linalg.norm(y) * np.linalg.norm(noisy)
+            found.append(float((y * noisy).sum() / size) if size > 0 else 0.0)
+        expected = plug_in(noise, codes, x)
+        form = None
+        if noise.domain != "inputs":
+            form = closed_form(noise, float(np.mean(codes != 0)))
+        yield Product(name, tuple(found), expected.cosine, form, expected.error_power)
+
+
+def predicts(noise: NoiseModel) -> bool:
+    """Whether a product's cosine under the noise has a prediction: scales have none."""
+    return noise.domain != "scale"
+
+
+def _struck(noise: NoiseModel, key, codes: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """f64 [T, N]: noisy outputs of one matrix of trits."""
+    strength = jnp.float32(noise.strength)
+    at_zero = noise.with_strength(0.0)
+    if noise.domain == "inputs":
+        return np.asarray(apply(at_zero, key, x, strength)[0], np.float64) @ codes
+    if noise.domain == "accumulator":
+        clean = x.astype(np.float64) @ codes
+        unit = np.linalg.norm(x, axis=-1, keepdims=True)
+        unit = np.where(unit > 0, unit, 1)
+        steps = jnp.asarray(clean / unit, jnp.float32)
+        return np.asarray(apply(at_zero, key, steps, strength)[0], np.float64) * unit
+    if noise.domain == "packed":
+        packed = Packed(pack(jnp.asarray(codes), "trit2")[None], jnp.ones((1, 1, 1)))
+        packed = dataclasses.replace(packed, shape=codes.shape)
+        noisy = apply(at_zero, key, packed, strength)[0]
+        w = np.asarray(unpack(noisy.data[0], "trit2", codes.shape[0]), np.float64)
+    elif noise.domain == "weights":
+        value = jnp.asarray(codes, jnp.float32)[None]
+        w = np.asarray(apply(at_zero, key, value, strength)[0][0], np.float64)
+    else:
+        w = np.asarray(apply(at_zero, key, jnp.asarray(codes), strength)[0], np.float64)
+    return x.astype(np.float64) @ w
+
+
+def _pattern(name: str) -> tuple[str, int]:
+    """ "layers.2.mlp.up" -> ("layers.*.mlp.up", 2)."""
+    head, layer, *rest = name.split(".")
+    return ".".join([head, "*", *rest]), int(layer)
+
+
+def _batches(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    for first in range(0, len(tokens), BATCH):
+        rows = tokens[first : first + BATCH]
+        yield np.pad(rows, ((0, BATCH - len(rows)), (0, 0)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graph, leaves, tokens):
+    return nnx.merge(graph, leaves).forward(tokens[:, :-1])[0]
+
+
+@jax.jit
+def _nats(logits, targets):
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _contrast(graph, leaves, tokens, clean):
+    """Losses, KL in nats, rank of the clean model's likeliest token, cosine of logits: [B, T]."""
+    logits = nnx.merge(graph, leaves).forward(tokens[:, :-1])[0]
+    log_p, log_q = jax.nn.log_softmax(logits, axis=-1), jax.nn.log_softmax(clean, axis=-1)
+    kl = jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
+    likeliest = clean.argmax(axis=-1)[..., None]
+    own = jnp.take_along_axis(logits, likeliest, axis=-1)
+    rank = jnp.sum(logits > own, axis=-1)
+    size = jnp.linalg.norm(logits, axis=-1) * jnp.linalg.norm(clean, axis=-1)
+    cosine = jnp.sum(logits * clean, axis=-1) / jnp.where(size > 0, size, 1)
+    return _nats(logits, tokens[:, 1:]), kl, rank, cosine
