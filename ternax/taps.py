@@ -36,7 +36,8 @@ def projection_inputs(model: Decoder, tokens: np.ndarray) -> dict[str, np.ndarra
     Returns:
       "layers.0.attn.q" -> f32 [B T, K]; parts that are fused share one array.
     """
-    graph, whole, sliced = nnx.split(model.layers, PackedStack, ...)
+    graph, *states = nnx.split(model.layers, PackedStack, ...)
+    whole, sliced = states
     x = model.embedding.embed(jnp.asarray(tokens))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     found = {}
