@@ -158,8 +158,8 @@ LEGEND = textwrap.wrap(
 def table(records: list[Record]) -> list[str]:
     """A line a noise and strength."""
     lines = [
-        f"{'noise':32} {'strength':>8} {'rise':>16} {'over the text':>16} {'predicted':>9} "
-        f"{'cos':>6} {'plug-in':>7} {'closed':>6} {'top-1':>6}".rstrip()
+        f"{'noise':24} {'strength':>7}  {'rise':>14} {'over the text':>15} {'predict':>7} "
+        f"{'cos':>6} {'plug-in':>7} {'closed':>6} {'top-1':>5}"
     ]
     predicted = {r.note: r.metrics for r in records if r.kind == "predicted"}
     for record in records:
@@ -167,10 +167,10 @@ def table(records: list[Record]) -> list[str]:
         if record.kind != "measured" or "noise_strength" not in m:
             continue
         lines.append(
-            f"{title(record):32} {m['noise_strength']:>8g} {spread(m):>16} {over_text(m):>16} "
-            f"{cell(p, 'bits_per_byte_rise', 9)} {cell(m, 'product_cosine', 6)} "
+            f"{title(record):24.24} {m['noise_strength']:>8g} {spread(m):>14} {over_text(m):>15} "
+            f"{cell(p, 'bits_per_byte_rise', 7)} {cell(m, 'product_cosine', 6)} "
             f"{cell(p, 'product_cosine', 7)} {cell(p, 'product_cosine_closed_form', 6)} "
-            f"{cell(m, 'top1_agreement', 6)}".rstrip()
+            f"{cell(m, 'top1_agreement', 5, 3)}".rstrip()
         )
     return lines
 
@@ -180,8 +180,8 @@ def title(record: Record) -> str:
     return record.note.partition(" at ")[0].partition(" on ")[0]
 
 
-def cell(metrics: dict, name: str, width: int) -> str:
-    return f"{metrics[name]:>{width}.4f}" if name in metrics else " " * width
+def cell(metrics: dict, name: str, width: int, digits: int = 4) -> str:
+    return f"{metrics[name]:>{width}.{digits}f}" if name in metrics else " " * width
 
 
 def spread(metrics: dict) -> str:
@@ -204,11 +204,11 @@ def over_text(metrics: dict) -> str:
 
 def tolerances(records: list[Record]) -> list[str]:
     """The headline: which strength costs 0.05 and 0.2 bits per byte."""
-    lines = [f"{'strength tolerated':32} {'for 0.05 bits/byte':>28} {'for 0.2':>28}"]
+    lines = [f"{'strength tolerated':32} {'for 0.05 bits/byte':>31} {'for 0.2':>31}"]
     for record in records:
         if "strengths tolerated" in record.note:
             cells = [tolerated(record.metrics, name) for name in ("005", "020")]
-            lines.append(f"{title(record):32} {cells[0]:>28} {cells[1]:>28}")
+            lines.append(f"{title(record):32} {cells[0]:>31} {cells[1]:>31}")
     return lines
 
 

@@ -5,7 +5,7 @@ import dataclasses
 from ternax.errors import UsageError
 from ternax.noise import analog, bits, reads, trits
 from ternax.noise.model import NoiseModel
-from ternax.options import parse_options
+from ternax.options import named_class, parse_options
 
 NOISES: dict[str, type[NoiseModel]] = {
     # Trits.
@@ -30,7 +30,7 @@ NOISES: dict[str, type[NoiseModel]] = {
 
 
 def make_noise(spec: str, *, strength: float | None = None) -> NoiseModel:
-    """The noise "name,option=value,...", as "sign_flip,rate=0.1".
+    """The noise "name,option=value,...", as "sign_flip,rate=0.1", or "package.module:Class,...".
 
     strength: stands for the first option, as a sweep over it gives it.
 
@@ -38,9 +38,7 @@ def make_noise(spec: str, *, strength: float | None = None) -> NoiseModel:
       UsageError: unknown name or option, a value out of its range, a strength missing or twice.
     """
     name = spec.partition(",")[0]
-    if name not in NOISES:
-        raise UsageError(f"noise: expected one of {', '.join(NOISES)}, found {name!r}")
-    kind = NOISES[name]
+    kind = named_class("noise", name, NOISES, NoiseModel)
     legal = [field.name for field in dataclasses.fields(kind)]
     options = parse_options("noise", spec, legal)
     first = kind.strength_field()

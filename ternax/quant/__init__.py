@@ -1,12 +1,11 @@
 """Quantization schemes by name. `make_scheme("absmean,granularity=row", (K, N))`."""
 
-import importlib
 import inspect
 
 from flax import nnx
 
 from ternax.errors import UsageError
-from ternax.options import parse_options
+from ternax.options import named_class, parse_options
 from ternax.quant import codebook, gptq, integer, least_squares, ternary, trit_planes
 from ternax.quant.scheme import Scheme
 
@@ -28,22 +27,7 @@ SCHEMES: dict[str, type[Scheme]] = {
 
 def scheme_class(name: str) -> type[Scheme]:
     """The class called `name`: a key of SCHEMES, or "package.module:Class"."""
-    if name in SCHEMES:
-        return SCHEMES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise UsageError(
-            f"scheme: expected one of {', '.join(SCHEMES)} or package.module:Class, found {name!r}"
-        )
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the module raises when it runs
-        raise UsageError(f"scheme: cannot import {name!r}: {error}") from error
-    if not (inspect.isclass(found) and issubclass(found, Scheme)):
-        raise UsageError(
-            f"scheme: {name!r} must be a subclass of ternax.quant.Scheme, found {found!r}"
-        )
-    return found
+    return named_class("scheme", name, SCHEMES, Scheme)
 
 
 def parse_scheme(spec: str) -> tuple[type[Scheme], dict]:

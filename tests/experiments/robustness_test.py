@@ -1,0 +1,105 @@
+"""experiments.robustness: records, table, resuming, and what it refuses."""
+
+import math
+
+import pytest
+
+from ternax.experiments import robustness
+from ternax.noise_study import crossing, interpolated, shape_error
+from ternax.record import read_records
+
+FLAGS = ["--sequences=9", "--length=32", "--draws=2", "--strengths=0.01,0.1"]
+
+
+def ran(capsys, directory, *arguments):
+    code = robustness.main([*arguments, f"--output_dir={directory}"])
+    said = capsys.readouterr()
+    assert (code, said.err) == (0, "")
+    lines = [line for line in said.out.splitlines() if not line.startswith("wrote ")]
+    assert max(map(len, lines)) <= 100
+    return read_records(directory / "results.jsonl"), said.out
+
+
+def test_a_study_and_its_continuation(tmp_path, capsys):
+    flags = [*FLAGS, "--noise=bitflip", "--no_sensitivity"]
+    records, screen = ran(capsys, tmp_path / "out", *flags)
+    points = [r for r in records if r.phase == "evaluate"]
+    assert len(points) == 2 * 2 and {len(r.samples) for r in points} == {9}
+    measured, predicted = (
+        [r for r in records if r.phase == "noise" and r.kind == kind]
+        for kind in ("measured", "predicted")
+    )
+    assert len(measured) == 3 and len(predicted) == 2
+    for summary, expected in zip(measured[:2], predicted, strict=True):
+        m, p = summary.metrics, expected.metrics
+        mine = [r for r in points if r.metrics["noise_strength"] == m["noise_strength"]]
+        rises = [r.metrics["bits_per_byte_rise"] for r in mine]
+        assert m["bits_per_byte_rise"] == pytest.approx(sum(rises) / 2)
+        assert m["bits_per_byte_rise_low"] < m["bits_per_byte_rise"]
+        assert m["bits_per_byte_rise_text_low"] < m["bits_per_byte_rise_text_high"]
+        assert m["product_cosine"] == pytest.approx(p["product_cosine"], abs=0.02)
+        assert p["product_cosine_closed_form"] < 1
+        assert "bits_per_byte_rise" not in p
+    assert "tolerated_020" in measured[2].metrics
+    assert "bitflip" in screen and "strength tolerated" in screen
+    # More strengths and another noise: what is there is not measured again.
+    more = [*FLAGS[:-1], "--strengths=0.01,0.03,0.1", "--noise=bitflip", "--noise=stuck"]
+    again, _ = ran(capsys, tmp_path / "out", *more, "--no_sensitivity")
+    assert again[: len(records)] == records
+    assert len([r for r in again if r.phase == "evaluate"]) == 2 * (3 + 3)
+
+
+def test_the_rise_is_predicted_from_sensitivities(tmp_path, capsys, monkeypatch):
+    from ternax import noise_study
+
+    monkeypatch.setattr(noise_study, "CURVE", (0.1, 0.4))
+    flags = ["--sequences=9", "--length=32", "--draws=1", "--strengths=0.2", "--noise=gaussian"]
+    records, _ = ran(capsys, tmp_path / "out", *flags)
+    found = {r.kind: r.metrics for r in records if "at 0.2 on layers\\..*, 1 draws" in r.note}
+    rise = found["measured"]["bits_per_byte_rise"]
+    assert found["predicted"]["bits_per_byte_rise"] == pytest.approx(rise, abs=0.1)
+    alone = [r for r in records if "on layers\\.1\\.mlp\\.up, draw" in r.note]
+    assert len(alone) == 1 and 0 < alone[0].metrics["changed_count"] <= 256 * 256
+
+
+def test_crossings():
+    strengths, rises = (0.01, 0.1, 1.0), (0.02, 0.2, 2.0)  # in proportion
+    assert crossing(strengths, rises, 0.05) == pytest.approx(0.025)
+    assert crossing(strengths, rises, 0.01) == pytest.approx(0.005)
+    assert crossing(strengths, rises, 3.0) is None
+    assert crossing(strengths, (-0.01, 0.09, 1.0), 0.04) == pytest.approx(0.055)
+    assert crossing(strengths, (0.01, math.inf, math.inf), 0.2) == 0.01
+    assert interpolated([(1.0, 0.1), (2.0, 0.4)], 1.5) == pytest.approx(0.25)
+    assert interpolated([(1.0, 0.1)], 3.0) is None
+    assert shape_error(1.0) == 0 and shape_error(0.5) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, why",
+    [
+        (["--noise=bitflop"], "noise: expected one of sign_flip"),
+        (["--noise=bitflip,rate=0.1"], "rate is swept over"),
+        (["--noise=bitflip", "--strengths=0.1,2"], "rate must lie in [0, 1], found 2.0"),
+        (["--strengths=a,b"], "expected numbers with commas between, found 'a,b'"),
+        (["--noise=bitflip", "--strengths=0.1,0.01"], "expected rising numbers above 0"),
+        (["--select=layers.*.ffn"], "nothing is named 'layers.*.ffn'; nearest: layers."),
+        (["--noise=gaussian", "--select=embedding"], "expected projections of integer codes"),
+        (["--sequences=999"], "expected 1 .. 665, what the text has, found 999"),
+        (["--text={short}"], "expected more than 256 tokens, found 10"),
+        (["--config=tiny-bitnt"], "tiny-bitnt"),
+    ],
+)
+def test_refusals_are_one_line(arguments, why, tmp_path, capsys):
+    (tmp_path / "short").write_bytes(b"too short")
+    arguments = [word.format(short=tmp_path / "short") for word in arguments]
+    assert robustness.main([*arguments, f"--output_dir={tmp_path / 'out'}"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1 and why in said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_study(tmp_path, capsys):
+    flags = ["--sequences=8", "--length=16", "--draws=1", "--strengths=0.1", "--noise=stuck"]
+    ran(capsys, tmp_path / "out", *flags, "--no_sensitivity")
+    assert robustness.main([*flags, "--seed=4", f"--output_dir={tmp_path / 'out'}"]) == 2
+    assert "holds another study (seed 0, here 4)" in capsys.readouterr().err
