@@ -124,7 +124,9 @@ def robustness(args) -> None:
                     print(row("", line), flush=True)
 
             records = noise_study.run(study, clean, store, say=say)
-        print("\n".join(["", *table(records), "", *tolerances(records), "", *LEGEND]))
+        print(
+            "\n".join(["", *table(records), "", *tolerances(records), *alone(records), "", *LEGEND])
+        )
         picture = draw(records, store.directory / "robustness.png")
     drawn = f" and {picture}" if picture else "; a plot needs matplotlib: pip install matplotlib"
     print(f"wrote {store.directory}/results.json{drawn}")
@@ -150,7 +152,8 @@ LEGEND = textwrap.wrap(
     "brackets its interval over the text. Predicted from each projection's plug-in cosine and "
     "measured sensitivity. cos: of a projection's clean and noisy outputs on real inputs, mean of "
     "projections: measured, predicted from the layer's own weights and inputs (plug-in), predicted "
-    "for random symmetric ones (closed form). top-1: likeliest byte as without noise.",
+    "for random symmetric ones (closed form). top-1: likeliest byte as without noise. Sensitivity: "
+    "bits per byte for an error as strong as the projection's outputs.",
     WIDTH,
 )
 
@@ -164,7 +167,7 @@ def table(records: list[Record]) -> list[str]:
     predicted = {r.note: r.metrics for r in records if r.kind == "predicted"}
     for record in records:
         m, p = record.metrics, predicted.get(record.note, {})
-        if record.kind != "measured" or "noise_strength" not in m:
+        if record.kind != "measured" or "noise_draws" not in m or "noise_strength" not in m:
             continue
         lines.append(
             f"{title(record):24.24} {m['noise_strength']:>8g} {spread(m):>14} {over_text(m):>15} "
@@ -206,9 +209,24 @@ def tolerances(records: list[Record]) -> list[str]:
     """The headline: which strength costs 0.05 and 0.2 bits per byte."""
     lines = [f"{'strength tolerated':32} {'for 0.05 bits/byte':>31} {'for 0.2':>31}"]
     for record in records:
-        if "strengths tolerated" in record.note:
+        if "noise_draws" in record.metrics and "noise_strength" not in record.metrics:
             cells = [tolerated(record.metrics, name) for name in ("005", "020")]
             lines.append(f"{title(record):32} {cells[0]:>31} {cells[1]:>31}")
+    return lines
+
+
+def alone(records: list[Record]) -> list[str]:
+    """Projections by what the same noise on each alone costs, the dearest first."""
+    found = [record for record in records if "sensitivity" in record.metrics]
+    if not found:
+        return []
+    found.sort(key=lambda record: -record.metrics["bits_per_byte_rise"])
+    strength = found[0].metrics["noise_strength"]
+    lines = ["", f"{f'gaussian at {strength:g} on one alone':32} {'rise':>16} {'sensitivity':>12}"]
+    for record in found:
+        name = record.note.split(" on ", 1)[1].split(" ", 1)[0]
+        m = record.metrics
+        lines.append(f"{name:32} {spread(m):>16} {m['sensitivity']:>12.4f}")
     return lines
 
 
@@ -233,7 +251,7 @@ def draw(records: list[Record], target: pathlib.Path) -> pathlib.Path | None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     predicted = {r.note: r.metrics for r in records if r.kind == "predicted"}
-    measured = [r for r in records if r.kind == "measured" and "bits_per_byte_rise" in r.metrics]
+    measured = [r for r in records if {"bits_per_byte_rise", "noise_draws"} <= r.metrics.keys()]
     measured = [r for r in measured if r.metrics["bits_per_byte_rise"] > 0]
     for name in dict.fromkeys(map(title, measured)):
         mine = [r for r in measured if title(r) == name]

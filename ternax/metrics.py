@@ -108,6 +108,7 @@ METRICS: dict[str, Metric] = {
     "product_cosine": Metric("", "clean and noisy outputs of a projection, mean of projections"),
     "product_cosine_closed_form": Metric("", "the same for weights and inputs without a mean"),
     "product_cosine_error": Metric("", "most that a projection's plug-in is off, mean of draws"),
+    "sensitivity": Metric("bits/byte", "rise for error power as large as a projection's outputs"),
     "tolerated_005": Metric("", "strength that costs 0.05 bits/byte, geometric mean of draws"),
     "tolerated_005_low": Metric("", "lower end of its 95 % interval over draws"),
     "tolerated_005_high": Metric("", "upper end of that interval"),

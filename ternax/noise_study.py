@@ -104,16 +104,19 @@ def run(
         records += _summary(study, clean, spec, strength, found, weights, curve)
     for spec, strengths in study.sweeps.items():
         records.append(_tolerance(study, clean, spec, [points[spec, s] for s in strengths]))
+    records += [_alone(study, clean, store, name, weight) for name, weight in weights.items()]
     for record in records:
         store.append(record)
     return records
 
 
-def _points(study: Study, clean: Clean, store: Store, spec: str, strength: float):
-    return [
-        _point(study, clean, store, spec, strength, draw, study.select)
-        for draw in range(study.draws)
-    ]
+def _points(
+    study: Study, clean: Clean, store: Store, spec: str, strength: float, select: str | None = None
+) -> list[Record]:
+    """All draws; `select` is the study's unless given, and then PROBE_DRAWS at most are taken."""
+    draws = study.draws if select is None else min(study.draws, PROBE_DRAWS)
+    select = study.select if select is None else select
+    return [_point(study, clean, store, spec, strength, draw, select) for draw in range(draws)]
 
 
 def check(study: Study, model: Decoder) -> None:
@@ -185,13 +188,17 @@ def _sensitivities(study: Study, clean: Clean, store: Store) -> dict[str, float]
     probe = make_noise(PROBE, strength=PROBE_SIGMA)
     found = {}
     for product in robustness.products(clean, probe, []):
-        select = re.escape(product.name)
-        rises = [
-            _rises([_point(study, clean, store, PROBE, PROBE_SIGMA, draw, select)])[0]
-            for draw in range(min(study.draws, PROBE_DRAWS))
-        ]
+        rises = _rises(_points(study, clean, store, PROBE, PROBE_SIGMA, re.escape(product.name)))
         found[product.name] = statistics.fmean(rises) / shape_error(product.plug_in)
     return found
+
+
+def _alone(study: Study, clean: Clean, store: Store, name: str, sensitivity: float) -> Record:
+    """A projection's line: the rise with noise on it alone, and its sensitivity."""
+    found = _points(study, clean, store, PROBE, PROBE_SIGMA, re.escape(name))
+    metrics = {"noise_strength": PROBE_SIGMA, "sensitivity": sensitivity}
+    metrics |= named("bits_per_byte_rise", t_interval(_rises(found)))
+    return _record(study, clean, f"{PROBE} on {name} alone", metrics, phase="noise")
 
 
 def shape_error(cosine: float) -> float:
@@ -264,7 +271,9 @@ def _summary(study, clean, spec, strength, found, weights, curve) -> list[Record
         predicted["product_cosine_error"] = max(
             abs(mean - p.plug_in) for mean, p in zip(means, products, strict=True)
         )
-        rise = interpolated(curve, _load(products, weights)) if curve else None
+        # The curve is the probe's own: of itself it predicts nothing.
+        known = bool(curve) and spec != PROBE
+        rise = interpolated(curve, _load(products, weights)) if known else None
         if rise is not None:
             predicted["bits_per_byte_rise"] = rise
     records = [
