@@ -249,22 +249,24 @@ def draw(records: list[Record], target: pathlib.Path) -> pathlib.Path | None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
     predicted = {r.note: r.metrics for r in records if r.kind == "predicted"}
     measured = [r for r in records if {"bits_per_byte_rise", "noise_draws"} <= r.metrics.keys()]
     measured = [r for r in measured if r.metrics["bits_per_byte_rise"] > 0]
-    for name in dict.fromkeys(map(title, measured)):
+    marks = "os^vDPX*"
+    for number, name in enumerate(dict.fromkeys(map(title, measured))):
+        look = {"marker": marks[number // 10 % len(marks)], "markersize": 4}
         mine = [r for r in measured if title(r) == name]
         x = [r.metrics["noise_strength"] for r in mine]
         y = [r.metrics["bits_per_byte_rise"] for r in mine]
-        line = left.plot(x, y, marker="o", markersize=4, label=name)[0]
+        line = left.plot(x, y, label=name, **look)[0]
         pairs = [
             (predicted[r.note]["bits_per_byte_rise"], r.metrics["bits_per_byte_rise"])
             for r in mine
             if "bits_per_byte_rise" in predicted.get(r.note, {})
         ]
         if pairs:
-            right.plot(*zip(*pairs, strict=True), "o", markersize=4, color=line.get_color())
+            right.plot(*zip(*pairs, strict=True), linestyle="", color=line.get_color(), **look)
     for loss in (0.05, 0.2):
         left.axhline(loss, color="#9aa5b1", linewidth=1, linestyle="--", zorder=0)
     right.axline((0.01, 0.01), (1, 1), color="#9aa5b1", linewidth=1, zorder=0)
@@ -273,7 +275,7 @@ def draw(records: list[Record], target: pathlib.Path) -> pathlib.Path | None:
         axis.set_yscale("log")
     left.set_xlabel("strength: rate, or deviation in units of the scale")
     left.set_ylabel("bits per byte more than clean, measured")
-    left.legend(fontsize=7)
+    figure.legend(loc="outside right center", fontsize=7)
     right.set_xlabel("predicted from layers' errors and sensitivities")
     right.set_ylabel("measured")
     figure.suptitle(records[0].config, fontsize=10)
