@@ -161,7 +161,7 @@ LEGEND = textwrap.wrap(
 def table(records: list[Record]) -> list[str]:
     """A line a noise and strength."""
     lines = [
-        f"{'noise':24} {'strength':>7}  {'rise':>14} {'over the text':>15} {'predict':>7} "
+        f"{'noise':23} {'strength':>8} {'rise':>15} {'over the text':>15} {'predict':>7} "
         f"{'cos':>6} {'plug-in':>7} {'closed':>6} {'top-1':>5}"
     ]
     predicted = {r.note: r.metrics for r in records if r.kind == "predicted"}
@@ -170,7 +170,7 @@ def table(records: list[Record]) -> list[str]:
         if record.kind != "measured" or "noise_draws" not in m or "noise_strength" not in m:
             continue
         lines.append(
-            f"{title(record):24.24} {m['noise_strength']:>8g} {spread(m):>14} {over_text(m):>15} "
+            f"{title(record):23.23} {m['noise_strength']:>8g} {spread(m):>15} {over_text(m):>15} "
             f"{cell(p, 'bits_per_byte_rise', 7)} {cell(m, 'product_cosine', 6)} "
             f"{cell(p, 'product_cosine', 7)} {cell(p, 'product_cosine_closed_form', 6)} "
             f"{cell(m, 'top1_agreement', 5, 3)}".rstrip()
