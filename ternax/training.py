@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 
 import ternax
-from ternax import data, edit, engine
+from ternax import cost, data, edit, engine
 from ternax.checkpoint.training import TrainCheckpoints
-from ternax.config import ModelConfig
+from ternax.config import ModelConfig, config_from_dict
 from ternax.errors import (
     BadModelFile,
     Diverged,
@@ -39,7 +39,7 @@ from ternax.models import Decoder
 from ternax.random_weights import abstract_model
 from ternax.record import Record
 from ternax.table import binary
-from ternax.train import Progress, Trainer, TrainSpec
+from ternax.train import Progress, Trainer, TrainSpec, abstract_state
 
 
 @dataclasses.dataclass
@@ -112,6 +112,7 @@ class TrainRun:
         return (self.directory / last / "manifest.json").exists()
 
     def _trainer(self) -> Trainer:
+        self._check_memory()
         if self.start is None:
             model = engine.load(self.config, packed=False, seed=self.spec.seed)
         else:
@@ -122,15 +123,18 @@ class TrainRun:
                 layers=self.config.num_layers,
             )
         teacher = engine.load(self.teacher, packed=False) if self.teacher else None
-        trainer = Trainer(model, self.spec, teacher=teacher)
         available = memory_available_bytes(jax.devices()[0])
-        if available is not None and trainer.planned_bytes() > available:
+        return Trainer(model, self.spec, teacher=teacher, available_bytes=available)
+
+    def _check_memory(self) -> None:
+        """DoesNotFit where not even weights and their gradients would, before any is made."""
+        need = 8 * cost.count_parameters(self.config)[0]
+        available = memory_available_bytes(jax.devices()[0])
+        if available is not None and need > available:
             raise DoesNotFit(
-                f"training {self.config.name} needs {binary(trainer.planned_bytes())} a step, "
-                f"available {binary(available)}: a smaller --batch, --accumulate or --remat "
-                "need less"
+                f"training {self.config.name} needs {binary(need)} for weights and gradients "
+                f"alone, available {binary(available)}: take fewer --layers or a smaller --config"
             )
-        return trainer
 
     def _resume(self, trainer: Trainer, checkpoints) -> None:
         latest = checkpoints.latest()
@@ -259,6 +263,23 @@ class TrainRun:
                 f"{self.directory} holds another run: {'; '.join(found[:5])}. Give the same flags "
                 "to resume it, or another --output_dir"
             )
+
+
+def final_state(directory: pathlib.Path) -> dict:
+    """The state that a finished run's last checkpoint holds: {"params", "optimizer"}.
+
+    Raises:
+      BadModelFile: no run of its steps is there.
+    """
+    try:
+        held = json.loads((directory / "run.json").read_text())
+        spec = TrainSpec(**held["spec"])
+        config = config_from_dict(held["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadModelFile(directory, "run.json", f"not a run: {error}") from error
+    like = abstract_state(abstract_model(config, packed=False), spec)
+    with TrainCheckpoints(directory / "checkpoints") as checkpoints:
+        return checkpoints.restore(spec.steps, like)[0]
 
 
 def save_models(model: Decoder, directory: pathlib.Path) -> None:
