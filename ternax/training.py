@@ -34,6 +34,7 @@ from ternax.errors import (
     UsageError,
 )
 from ternax.interrupt import Stop
+from ternax.machine import on_host, peak_resident_bytes, reset_peak
 from ternax.measure import device_name, memory_available_bytes
 from ternax.models import Decoder
 from ternax.random_weights import abstract_model
@@ -151,8 +152,13 @@ class TrainRun:
     def _advance(self, trainer: Trainer, checkpoints, stop: Stop, watch):
         spec, metrics = self.spec, self.directory / "metrics.jsonl"
         first, next_save = trainer.step, trainer.step + self.save_every
+        device = jax.devices()[0]
+        reset_peak()
+        peak_bytes: list[int | None] = []
 
         def report(progress: Progress) -> None:
+            if not peak_bytes:  # of steps alone: saving copies the state
+                peak_bytes.append(peak_resident_bytes(device))
             _append(metrics, dataclasses.asdict(progress))
             watch(progress)
 
@@ -179,10 +185,12 @@ class TrainRun:
         reports = [json.loads(line) for line in metrics.read_text().splitlines()]
         return trainer.model(), [
             self._record("compile", {"compile_s": trainer.compile_s}),
-            self._train_record(trainer, reports, first),
+            self._train_record(trainer, reports, first, *peak_bytes),
         ]
 
-    def _train_record(self, trainer: Trainer, reports: list[dict], first: int) -> Record:
+    def _train_record(
+        self, trainer: Trainer, reports: list[dict], first: int, peak_bytes: int | None = None
+    ) -> Record:
         """Of the whole run: the steps before a resume are in its metrics too."""
         rates = [report["tokens_per_s"] for report in reports]
         matrix = matrix_gflops_per_s(self.spec.compute)
@@ -197,9 +205,10 @@ class TrainRun:
                 "loss_nats": reports[-1]["loss_nats"],
                 "matrix_gflops_per_s": matrix,
                 "share_of_matrix_rate": rate * flops / 1e9 / matrix,
-                "planned_memory_bytes": trainer.planned_bytes(),
+                "planned_memory_bytes": planned_memory_bytes(trainer),
                 "parameters": _count(trainer),
-            },
+            }
+            | ({} if peak_bytes is None else {"peak_memory_bytes": peak_bytes}),
             samples=tuple(rates),
             sample_unit="tokens/s",
             note=f"{self.corpus.describe()}; {self._how()}"
@@ -263,6 +272,11 @@ class TrainRun:
                 f"{self.directory} holds another run: {'; '.join(found[:5])}. Give the same flags "
                 "to resume it, or another --output_dir"
             )
+
+
+def planned_memory_bytes(trainer: Trainer) -> int:
+    """What the process holds at most during a step: the step's own, and on a host the runtime's."""
+    return trainer.planned_bytes() + (cost.RUNTIME_BYTES if on_host(jax.devices()[0]) else 0)
 
 
 def final_state(directory: pathlib.Path) -> dict:
