@@ -24,6 +24,7 @@
 #include <arm_neon.h>
 #endif
 
+#include "memory.h"
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -329,6 +330,16 @@ static ffi::Error Step(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::F32> qkv, ffi:
   return run_attention(xla_pool, call, isa, threads);
 }
 
+// -> zeros of any type, on huge pages.
+static ffi::Error Zeros(ffi::ThreadPool xla_pool, ffi::Result<ffi::AnyBuffer> out, int64_t threads) {
+  auto* data = static_cast<uint8_t*>(out->untyped_data());
+  const int64_t bytes = static_cast<int64_t>(out->size_bytes());
+  ask_for_huge_pages(data, bytes);
+  ThreadPool pool{xla_pool, static_cast<int>(threads)};
+  parallel_for(pool, bytes, kHugePage, [&](int64_t first, int64_t last) { std::memset(data + first, 0, last - first); });
+  return ffi::Error::Success();
+}
+
 }  // namespace ternax
 
 #define TERNAX_ATTRS .Attr<int64_t>("isa").Attr<int64_t>("threads")
@@ -349,6 +360,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ternax_step, ternax::Step,
         .Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::Buffer<ffi::S32>>().Arg<ffi::Buffer<ffi::S32>>()
         .Arg<ffi::Buffer<ffi::S32>>().Ret<ffi::Buffer<ffi::F32>>().Ret<ffi::AnyBuffer>()
         .Ret<ffi::AnyBuffer>().Ret<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>() TERNAX_ATTRS);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ternax_zeros, ternax::Zeros,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Ret<ffi::AnyBuffer>().Attr<int64_t>("threads"));
 
 // The name of instruction set `index`, or null past the last; and whether this CPU has it.
 extern "C" const char* ternax_isa_name(int index) {
