@@ -24,7 +24,16 @@ from ternax.nn.table import PackedTable
 from ternax.noise.bits import PackedNoise
 from ternax.noise.model import NoiseModel, apply
 from ternax.noise.reads import ReadNoise
-from ternax.noise.words import ROWS, Matrix, WordNoise, differing, draws, key_words, measure
+from ternax.noise.words import (
+    ROWS,
+    Matrix,
+    WordNoise,
+    concluded,
+    differing,
+    draws,
+    key_words,
+    measure,
+)
 from ternax.random_weights import tensor_key
 from ternax.table import binary
 
@@ -236,8 +245,9 @@ def _strike(
         data, counts = carry
         known = None
         if noise.statistic is not None:
+            count = planes * width * matrix.k_size
             known = _of_matrix(
-                noise.statistic, matrix, lambda c: cut(data, i, c)[1], planes, chunks
+                noise.statistic, matrix, lambda c: cut(data, i, c)[1], planes * chunks, count
             )
 
         def chunk(c, carry):
@@ -257,17 +267,17 @@ def _strike(
     return lax.fori_loop(0, len(layers), one, (data, counts))
 
 
-def _of_matrix(statistic: str, matrix: Matrix, chunk, planes: int, chunks: int):
-    """`words.measure` of all chunks of one matrix."""
-    if measure(statistic, jnp.zeros((1, matrix.words), jnp.uint32), matrix) is None:
+def _of_matrix(statistic: str, matrix: Matrix, chunk, chunks: int, count: int):
+    """The statistic of one matrix of `count` values, from its chunks; None where it has none."""
+    first = measure(statistic, chunk(0), matrix)
+    if first is None:
         return None
-    total = planes * chunks
 
     def add(c, found):
         more = measure(statistic, chunk(c), matrix)
-        return found + more / total if statistic == "density" else jnp.maximum(found, more)
+        return found + more if statistic == "density" else jnp.maximum(found, more)
 
-    return lax.fori_loop(0, total, add, jnp.float32(0))
+    return concluded(statistic, lax.fori_loop(1, chunks, add, first), count)
 
 
 def _chunk_rows(width: int, row_bytes: int) -> int:

@@ -141,20 +141,29 @@ class WordNoise(NoiseModel):
         old = matrix.to_words(data.reshape(-1, data.shape[-1]))
         rows = jnp.arange(len(old), dtype=jnp.uint32)[:, None]
         known = measure(self.statistic, old, matrix)
+        if known is not None:
+            known = concluded(self.statistic, known, len(old) * matrix.k_size)
         new = self.struck(key_words(key), old, rows, matrix, strength, known)
         noisy = dataclasses.replace(packed, data=matrix.from_words(new).reshape(data.shape))
         return noisy, differing(old, new, matrix.lane_bits)
 
 
 def measure(statistic: str | None, words: jax.Array, matrix: Matrix):
-    """f32 [] of all rows of a matrix: "density" of trits not 0, "peak" |value| of floats."""
+    """Of rows of a matrix: int32 [] trits not 0 for "density", f32 [] |value| for "peak", or None.
+
+    Counts of parts add up and peaks' largest is the whole's; `concluded` makes them a statistic.
+    """
     if statistic == "density" and matrix.format == "trit2":
-        zero = jnp.uint32(0x55555555)
-        found = differing(words & matrix.real(), zero & matrix.real(), 2)
-        return found.astype(jnp.float32) / (len(words) * matrix.k_size)
+        real = matrix.real()
+        return differing(words & real, jnp.uint32(0x55555555) & real, 2)
     if statistic == "peak" and matrix.format in FLOAT_FORMATS:
         return jnp.max(jnp.abs(jnp.stack(float_lanes(words, matrix))))
     return None
+
+
+def concluded(statistic: str | None, found, count: int):
+    """f32 []: the statistic of a matrix of `count` values, from what `measure` found of it."""
+    return found.astype(jnp.float32) / count if statistic == "density" else found
 
 
 def float_lanes(words: jax.Array, matrix: Matrix) -> list[jax.Array]:
