@@ -84,7 +84,7 @@ def token_losses(
     _check(model, sequences)
     graph, leaves = nnx.split(model)
     found = []
-    for tokens, count in _batches(sequences, batch):
+    for tokens, count in batches(sequences, batch):
         found.append(np.asarray(_losses(graph, leaves, tokens))[:count])
         if advance:
             advance(count)
@@ -143,7 +143,7 @@ def compare(
     _check(reference, sequences)
     parts, other_parts = nnx.split(model), nnx.split(reference)
     found = []
-    for tokens, count in _batches(sequences, batch):
+    for tokens, count in batches(sequences, batch):
         rows = _contrast(parts[0], parts[1], other_parts[0], other_parts[1], tokens)
         found.append([np.asarray(row)[:count] for row in rows])
         if advance:
@@ -203,11 +203,11 @@ def _bits(nats: np.ndarray) -> np.ndarray:
     return nats.sum(axis=1, dtype=np.float64) / math.log(2)
 
 
-def _batches(sequences: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, int]]:
-    """(int32 [batch, T + 1], how many rows of it count), the last one padded."""
+def batches(sequences: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, int]]:
+    """([batch, ...] of [n, ...], how many rows of it count), the last one padded."""
     for first in range(0, len(sequences), batch):
         rows = sequences[first : first + batch]
-        yield np.pad(rows, ((0, batch - len(rows)), (0, 0))), len(rows)
+        yield np.pad(rows, ((0, batch - len(rows)), *[(0, 0)] * (rows.ndim - 1))), len(rows)
 
 
 def _check(model: Decoder, sequences: np.ndarray) -> None:
@@ -228,32 +228,40 @@ def _check(model: Decoder, sequences: np.ndarray) -> None:
         )
 
 
-def _log_softmax(graph, leaves, inputs):
+def log_softmax(graph, leaves, inputs):
     """(logits, log-probabilities), f32 [B, T, V] each."""
     logits = nnx.merge(graph, leaves).forward(inputs)[0]
     return logits, jax.nn.log_softmax(logits, axis=-1)
 
 
-def _of_targets(log_probabilities, targets):
-    """Nats of each target: f32 [B, T]."""
+def of_targets(log_probabilities: jax.Array, targets: jax.Array) -> jax.Array:
+    """Nats of each target: f32 [B, T], from f32 [B, T, V] and int32 [B, T]."""
     return -jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
+
+
+def divergence(logits, log_p, reference, log_q) -> tuple[jax.Array, jax.Array]:
+    """KL(reference || model) in nats, and the cosine of both logits: f32 [B, T] each.
+
+    logits, log_p: the model's and their log-softmax, f32 [B, T, V]; reference, log_q: likewise.
+    """
+    kl = jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
+    lengths = jnp.linalg.norm(logits, axis=-1) * jnp.linalg.norm(reference, axis=-1)
+    return kl, jnp.sum(logits * reference, axis=-1) / jnp.where(lengths > 0, lengths, 1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(graph, leaves, tokens):
     """int32 [B, T + 1] -> f32 [B, T]."""
-    _, log_p = _log_softmax(graph, leaves, tokens[:, :-1])
-    return _of_targets(log_p, tokens[:, 1:])
+    _, log_p = log_softmax(graph, leaves, tokens[:, :-1])
+    return of_targets(log_p, tokens[:, 1:])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _contrast(graph, leaves, reference_graph, reference_leaves, tokens):
     """int32 [B, T + 1] -> losses of both, KL in nats, equal top 1, cosine: [B, T] each."""
-    logits, log_p = _log_softmax(graph, leaves, tokens[:, :-1])
-    clean, log_q = _log_softmax(reference_graph, reference_leaves, tokens[:, :-1])
-    kl = jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
+    logits, log_p = log_softmax(graph, leaves, tokens[:, :-1])
+    clean, log_q = log_softmax(reference_graph, reference_leaves, tokens[:, :-1])
     same = logits.argmax(axis=-1) == clean.argmax(axis=-1)
-    lengths = jnp.linalg.norm(logits, axis=-1) * jnp.linalg.norm(clean, axis=-1)
-    cosine = jnp.sum(logits * clean, axis=-1) / jnp.where(lengths > 0, lengths, 1)
+    kl, cosine = divergence(logits, log_p, clean, log_q)
     targets = tokens[:, 1:]
-    return _of_targets(log_p, targets), _of_targets(log_q, targets), kl, same, cosine
+    return of_targets(log_p, targets), of_targets(log_q, targets), kl, same, cosine

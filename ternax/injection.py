@@ -97,8 +97,6 @@ def perturb(
         the model does not have.
       DoesNotFit: f32 weights larger than the memory that is free.
     """
-    if not is_packed(model):
-        raise UsageError("perturb: expected a packed model, found a float one: pack_model(model)")
     if isinstance(rows, bool) or not 0 <= rows <= 1:
         raise UsageError(f"perturb: rows must lie in [0, 1], found {rows!r}")
     chosen = selected(model, select, layers)
@@ -138,7 +136,13 @@ def targets(model: Decoder) -> Iterator[Target]:
 
 
 def selected(model: Decoder, select: str, layers: range | None = None) -> list[Target]:
-    """The targets that a pattern selects, each with its layers. UsageError where there are none."""
+    """The targets that a pattern selects, each with its layers.
+
+    Raises:
+      UsageError: no packed model, or none of its names match.
+    """
+    if not is_packed(model):
+        raise UsageError("noise: expected a packed model, found a float one: pack_model(model)")
     try:
         pattern = re.compile(select)
     except re.error as error:

@@ -92,12 +92,13 @@ def run(
             points[spec, strength] = _points(study, clean, store, spec, strength)
     weights: dict[str, float] = {}
     curve: list[tuple[float, float]] = []
-    if study.sensitivity and clean.codes:
-        say(f"sensitivity of {len(clean.codes)} projections, each alone under {PROBE}")
+    if study.sensitivity and _foreseen(study, clean):
+        say(f"sensitivity of each projection, alone under {PROBE}")
         weights = _sensitivities(study, clean, store)
         for sigma in CURVE:
             found = _points(study, clean, store, PROBE, sigma)
-            expected = list(robustness.products(clean, make_noise(PROBE, strength=sigma), []))
+            probe = make_noise(PROBE, strength=sigma)
+            expected = list(robustness.products(clean, probe, [], study.select))
             curve.append((_load(expected, weights), statistics.fmean(_rises(found))))
     records = []
     for (spec, strength), found in points.items():
@@ -106,8 +107,22 @@ def run(
         records.append(_tolerance(study, clean, spec, [points[spec, s] for s in strengths]))
     records += [_alone(study, clean, store, name, weight) for name, weight in weights.items()]
     for record in records:
-        store.append(record)
+        if not any(_same(record, known) for known in store.records):
+            store.append(record)
     return records
+
+
+def _same(first: Record, second: Record) -> bool:
+    """Whether a study that goes on summed up alike before."""
+    return all(
+        getattr(first, name) == getattr(second, name) for name in ("note", "kind", "metrics")
+    )
+
+
+def _foreseen(study: Study, clean: Clean) -> bool:
+    """Whether there are predictions: of whole projections, and only where all struck are trits."""
+    names = [name for target in selected(clean.model, study.select) for name in target.names()]
+    return study.rows == 1 and all(name in clean.codes for name in names)
 
 
 def _points(
@@ -187,7 +202,7 @@ def _sensitivities(study: Study, clean: Clean, store: Store) -> dict[str, float]
     """Rise in bits per byte for a unit of `shape_error` in each projection alone."""
     probe = make_noise(PROBE, strength=PROBE_SIGMA)
     found = {}
-    for product in robustness.products(clean, probe, []):
+    for product in robustness.products(clean, probe, [], study.select):
         rises = _rises(_points(study, clean, store, PROBE, PROBE_SIGMA, re.escape(product.name)))
         found[product.name] = statistics.fmean(rises) / shape_error(product.plug_in)
     return found
@@ -255,13 +270,9 @@ def _summary(study, clean, spec, strength, found, weights, curve) -> list[Record
             measured[name] = statistics.fmean(record.metrics[name] for record in found)
     measured["changed_count"] = round(statistics.fmean(r.metrics["changed_count"] for r in found))
     predicted: dict[str, float] = {"noise_strength": strength}
-    if robustness.predicts(noise) and clean.codes:
+    if robustness.predicts(noise) and _foreseen(study, clean):
         keys = [_key(study, draw) for draw in range(study.draws)]
-        products = [
-            product
-            for product in robustness.products(clean, noise, keys)
-            if re.fullmatch(study.select, product.name)
-        ]
+        products = list(robustness.products(clean, noise, keys, study.select))
         means = [statistics.fmean(product.measured) for product in products]
         measured["product_cosine"] = statistics.fmean(means)
         predicted["product_cosine"] = statistics.fmean(p.plug_in for p in products)

@@ -7,6 +7,7 @@ target, on the same sequences, so that what the text brings drops out of the ris
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -17,18 +18,26 @@ from flax import nnx
 from ternax import injection, taps
 from ternax.errors import UsageError
 from ternax.estimate import Interval, t_interval
-from ternax.evaluate import groups
+from ternax.evaluate import (
+    BATCH,
+    batches,
+    bits_per_byte,
+    divergence,
+    groups,
+    log_softmax,
+    of_targets,
+)
 from ternax.heldout import Windows
 from ternax.kernels.packing import Packed, pack, unpack
 from ternax.models import Decoder
 from ternax.noise import NoiseModel
 from ternax.noise.model import apply
-from ternax.noise.predict import closed_form, plug_in
+from ternax.noise.predict import closed_form, has_moments, plug_in
+from ternax.noise.reads import ReadNoise
 from ternax.random_weights import tensor_key
 from ternax.resample import bootstrap_ratio
 
 TOP = 5
-BATCH = 8
 _LOGIT_BYTES = 1 << 30
 
 
@@ -54,7 +63,7 @@ class Clean:
 
     @property
     def bits_per_byte(self) -> float:
-        return float(self.losses.sum(dtype=np.float64) / math.log(2) / self.text.num_bytes.sum())
+        return bits_per_byte(self.losses, self.text.num_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +108,10 @@ def look(model: Decoder, text: Windows, *, tapped: int = 2) -> Clean:
         fit = _LOGIT_BYTES // (4 * length * model.config.vocab_size)
         raise UsageError(f"sequences: {n} have logits of more than 1 GiB; at most {fit} fit")
     graph, leaves = nnx.split(model)
-    logits = [np.asarray(_logits(graph, leaves, tokens)) for tokens in _batches(text.tokens)]
-    found = np.concatenate(logits)[:n]
-    losses = [
-        np.asarray(_nats(part, tokens[:, 1:]))
-        for part, tokens in zip(logits, _batches(text.tokens), strict=True)
-    ]
+    found = []
+    for tokens, count in batches(text.tokens, BATCH):
+        found.append([np.asarray(rows)[:count] for rows in _clean(graph, leaves, tokens)])
+    logits, losses = (np.concatenate(rows) for rows in zip(*found, strict=True))
     codes = {}
     for target in injection.selected(model, injection.EVERYTHING):
         if target.node.format != "trit2" or target.node.packed.num_planes > 1:
@@ -115,8 +122,8 @@ def look(model: Decoder, text: Windows, *, tapped: int = 2) -> Clean:
     return Clean(
         model,
         text,
-        found,
-        np.concatenate(losses)[:n],
+        logits,
+        losses,
         taps.projection_inputs(model, text.tokens[:tapped, :-1]),
         codes,
     )
@@ -127,11 +134,10 @@ def point(clean: Clean, noise: NoiseModel, key: jax.Array, **selection) -> Point
     noisy, counts = injection.perturb(clean.model, noise, key, copy=True, **selection)
     graph, leaves = nnx.split(noisy)
     found = []
-    for first, tokens in enumerate(_batches(clean.text.tokens)):
-        rows = clean.logits[first * BATCH : (first + 1) * BATCH]
-        pad = ((0, len(tokens) - len(rows)), (0, 0), (0, 0))
-        out = _contrast(graph, leaves, tokens, np.pad(rows, pad))
-        found.append([np.asarray(row)[: len(rows)] for row in out])
+    both = (batches(rows, BATCH) for rows in (clean.text.tokens, clean.logits))
+    for (tokens, count), (logits, _) in zip(*both, strict=True):
+        out = _contrast(graph, leaves, tokens, logits)
+        found.append([np.asarray(row)[:count] for row in out])
     losses, kl, rank, cosine = (np.concatenate(rows) for rows in zip(*found, strict=True))
     bits = (losses - clean.losses).sum(axis=1, dtype=np.float64) / math.log(2)
     return Point(
@@ -175,9 +181,13 @@ class Product:
     error_power: float
 
 
-def products(clean: Clean, noise: NoiseModel, keys: Sequence[jax.Array]) -> Iterator[Product]:
-    """Every projection in turn, struck as `perturb` strikes it with each of `keys`."""
+def products(
+    clean: Clean, noise: NoiseModel, keys: Sequence[jax.Array], select: str = injection.EVERYTHING
+) -> Iterator[Product]:
+    """Every projection selected, in turn, struck as `perturb` strikes it with each of `keys`."""
     for name, codes in clean.codes.items():
+        if not re.fullmatch(select, name):
+            continue
         x = clean.inputs[name]
         y = x.astype(np.float64) @ codes
         found = []
@@ -189,14 +199,14 @@ def products(clean: Clean, noise: NoiseModel, keys: Sequence[jax.Array]) -> Iter
             found.append(float((y * noisy).sum() / size) if size > 0 else 0.0)
         expected = plug_in(noise, codes, x)
         form = None
-        if noise.domain != "inputs":
+        if has_moments(noise):
             form = closed_form(noise, float(np.mean(codes != 0)))
         yield Product(name, tuple(found), expected.cosine, form, expected.error_power)
 
 
 def predicts(noise: NoiseModel) -> bool:
     """Whether a product's cosine under the noise has a prediction: scales have none."""
-    return noise.domain != "scale"
+    return isinstance(noise, ReadNoise) or has_moments(noise)
 
 
 def _struck(noise: NoiseModel, key, codes: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -230,32 +240,19 @@ def _pattern(name: str) -> tuple[str, int]:
     return ".".join([head, "*", *rest]), int(layer)
 
 
-def _batches(tokens: np.ndarray) -> Iterator[np.ndarray]:
-    for first in range(0, len(tokens), BATCH):
-        rows = tokens[first : first + BATCH]
-        yield np.pad(rows, ((0, BATCH - len(rows)), (0, 0)))
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(graph, leaves, tokens):
-    return nnx.merge(graph, leaves).forward(tokens[:, :-1])[0]
-
-
-@jax.jit
-def _nats(logits, targets):
-    log_p = jax.nn.log_softmax(logits, axis=-1)
-    return -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+def _clean(graph, leaves, tokens):
+    """int32 [B, T + 1] -> logits f32 [B, T, V], nats of each target f32 [B, T]."""
+    logits, log_p = log_softmax(graph, leaves, tokens[:, :-1])
+    return logits, of_targets(log_p, tokens[:, 1:])
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _contrast(graph, leaves, tokens, clean):
     """Losses, KL in nats, rank of the clean model's likeliest token, cosine of logits: [B, T]."""
-    logits = nnx.merge(graph, leaves).forward(tokens[:, :-1])[0]
-    log_p, log_q = jax.nn.log_softmax(logits, axis=-1), jax.nn.log_softmax(clean, axis=-1)
-    kl = jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
+    logits, log_p = log_softmax(graph, leaves, tokens[:, :-1])
+    kl, cosine = divergence(logits, log_p, clean, jax.nn.log_softmax(clean, axis=-1))
     likeliest = clean.argmax(axis=-1)[..., None]
     own = jnp.take_along_axis(logits, likeliest, axis=-1)
     rank = jnp.sum(logits > own, axis=-1)
-    size = jnp.linalg.norm(logits, axis=-1) * jnp.linalg.norm(clean, axis=-1)
-    cosine = jnp.sum(logits * clean, axis=-1) / jnp.where(size > 0, size, 1)
-    return _nats(logits, tokens[:, 1:]), kl, rank, cosine
+    return of_targets(log_p, tokens[:, 1:]), kl, rank, cosine

@@ -28,6 +28,11 @@ class Prediction:
     error_power: float
 
 
+def has_moments(noise: NoiseModel) -> bool:
+    """Whether the mean and variance of a weight under the noise are known."""
+    return type(noise).moments is not NoiseModel.moments
+
+
 def closed_form(noise: NoiseModel, density: float) -> float:
     """E[w w'] / sqrt(E[w^2] E[w'^2]) of symmetric trits w, non-zero with probability `density`.
 
