@@ -207,7 +207,7 @@ def test_refusals_change_nothing(clean, spec, options, words):
 
 def test_floats_are_refused(clean, monkeypatch):
     with pytest.raises(UsageError, match="expected a packed model"):
-        ternax.perturb(load(packed=False), make_noise("sign_flip,rate=0.1"), KEY)
+        injection.selected(load(packed=False), injection.EVERYTHING)
     monkeypatch.setattr(injection, "memory_available_bytes", lambda: 1000)
     with pytest.raises(DoesNotFit, match="become f32"):
         ternax.perturb(clean, make_noise("gaussian,sigma=0.1"), KEY, copy=True)
