@@ -38,6 +38,9 @@ from ternax.random_weights import tensor_key
 from ternax.resample import bootstrap_ratio
 
 TOP = 5
+# Compiled whole: operation by operation, each shape takes a dozen programs.
+_pack = jax.jit(pack, static_argnums=1)
+_unpack = jax.jit(unpack, static_argnums=(1, 2))
 _LOGIT_BYTES = 1 << 30
 
 
@@ -116,9 +119,10 @@ def look(model: Decoder, text: Windows, *, tapped: int = 2) -> Clean:
     for target in injection.selected(model, injection.EVERYTHING):
         if target.node.format != "trit2" or target.node.packed.num_planes > 1:
             continue
+        data = np.asarray(target.node.packed.data)
         for layer, name in zip(target.layers, target.names(), strict=True):
-            rows = target.node.packed.data[layer, 0, target.first : target.first + target.width]
-            codes[name] = np.asarray(unpack(rows, "trit2", target.node.shape[0]))
+            rows = data[layer, 0, target.first : target.first + target.width]
+            codes[name] = np.asarray(_unpack(rows, "trit2", target.node.shape[0]))
     return Clean(
         model,
         text,
@@ -222,10 +226,10 @@ def _struck(noise: NoiseModel, key, codes: np.ndarray, x: np.ndarray) -> np.ndar
         steps = jnp.asarray(clean / unit, jnp.float32)
         return np.asarray(apply(at_zero, key, steps, strength)[0], np.float64) * unit
     if noise.domain == "packed":
-        packed = Packed(pack(jnp.asarray(codes), "trit2")[None], jnp.ones((1, 1, 1)))
+        packed = Packed(_pack(codes, "trit2")[None], jnp.ones((1, 1, 1)))
         packed = dataclasses.replace(packed, shape=codes.shape)
         noisy = apply(at_zero, key, packed, strength)[0]
-        w = np.asarray(unpack(noisy.data[0], "trit2", codes.shape[0]), np.float64)
+        w = np.asarray(_unpack(noisy.data[0], "trit2", codes.shape[0]), np.float64)
     elif noise.domain == "weights":
         value = jnp.asarray(codes, jnp.float32)[None]
         w = np.asarray(apply(at_zero, key, value, strength)[0][0], np.float64)

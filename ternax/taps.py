@@ -38,7 +38,7 @@ def projection_inputs(model: Decoder, tokens: np.ndarray) -> dict[str, np.ndarra
     """
     graph, *states = nnx.split(model.layers, PackedStack, ...)
     whole, sliced = states
-    x = model.embedding.embed(jnp.asarray(tokens))
+    x = _embedded(*nnx.split(model.embedding), jnp.asarray(tokens))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     found = {}
     for layer in range(model.config.num_layers):
@@ -49,6 +49,11 @@ def projection_inputs(model: Decoder, tokens: np.ndarray) -> dict[str, np.ndarra
             for part in parts:
                 found[f"layers.{layer}.{name.partition('.')[0]}.{part}"] = flat
     return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embedded(graph, leaves, tokens):
+    return nnx.merge(graph, leaves).embed(tokens)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -1,10 +1,8 @@
 """docs/new_noise.md, followed to the letter: its file, its Python, its command."""
 
-import os
 import pathlib
 import re
 import shlex
-import subprocess
 import sys
 
 import jax
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 
 from ternax.errors import UsageError
+from ternax.experiments import robustness
 from ternax.noise import make_noise
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -47,18 +46,11 @@ def test_the_python_strikes_a_model(folder, capsys):
     assert re.fullmatch(r"\d+ of 65536 trits changed\n", capsys.readouterr().out)
 
 
-def test_the_command_studies_it(folder, tmp_path):
-    words = shlex.split(block("sh"))
-    done = subprocess.run(
-        [sys.executable, *words[1:], f"--output_dir={tmp_path / 'out'}"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{folder}:{ROOT}", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "my_noise:ChargeLoss" in done.stdout
+def test_the_command_studies_it(folder, tmp_path, capsys):
+    python, dash_m, module, *flags = shlex.split(block("sh"))
+    assert (python, dash_m, module) == ("python", "-m", "experiments.robustness")
+    assert robustness.main([*flags, f"--output_dir={tmp_path / 'out'}"]) == 0
+    assert "my_noise:ChargeLoss" in capsys.readouterr().out
 
 
 def test_what_is_no_noise_is_refused(folder):
