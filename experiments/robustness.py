@@ -16,6 +16,7 @@ from ternax.checkpoint import box
 from ternax.errors import UsageError
 from ternax.experiments import flags
 from ternax.experiments.progress import progress
+from ternax.noise import make_noise
 from ternax.record import Record, open_store
 from ternax.table import row
 
@@ -84,7 +85,17 @@ def sweeps(args) -> dict[str, tuple[float, ...]]:
                 f"--strengths: expected numbers with commas between, found {args.strengths!r}"
             ) from None
     specs = args.noise or list(DEFAULT)
-    return {spec: given or STRENGTHS.get(spec.partition(",")[0], RATES) for spec in specs}
+    return {spec: given or usual(spec) for spec in specs}
+
+
+def usual(spec: str) -> tuple[float, ...]:
+    """Strengths where the user gives none. UsageError for a noise that none are known of."""
+    name = spec.partition(",")[0]
+    if name in STRENGTHS:
+        return STRENGTHS[name]
+    if not make_noise(spec, strength=RATES[0]).bounded:
+        raise UsageError(f"--strengths: expected some for {name}, whose strength is no rate")
+    return RATES
 
 
 def robustness(args) -> None:

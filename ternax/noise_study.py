@@ -283,7 +283,7 @@ def _summary(study, clean, spec, strength, found, weights, curve) -> list[Record
             abs(mean - p.plug_in) for mean, p in zip(means, products, strict=True)
         )
         # The curve is the probe's own: of itself it predicts nothing.
-        known = bool(curve) and spec != PROBE
+        known = bool(curve) and noise != make_noise(PROBE, strength=strength)
         rise = interpolated(curve, _load(products, weights)) if known else None
         if rise is not None:
             predicted["bits_per_byte_rise"] = rise

@@ -93,6 +93,7 @@ def test_crossings():
         (["--noise=bitflop"], "noise: expected one of sign_flip"),
         (["--noise=bitflip,rate=0.1"], "rate is swept over"),
         (["--noise=bitflip", "--strengths=0.1,2"], "rate must lie in [0, 1], found 2.0"),
+        (["--noise=ternax.noise.analog:Gaussian"], "--strengths: expected some for ternax"),
         (["--strengths=a,b"], "expected numbers with commas between, found 'a,b'"),
         (["--noise=bitflip", "--strengths=0.1,0.01"], "expected rising numbers above 0"),
         (["--select=layers.*.ffn"], "nothing is named 'layers.*.ffn'; nearest: layers."),
