@@ -26,9 +26,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from . import tiles
 
-# Rows of activations (or of their digits) in one pass over the weights. With 32, accumulators
-# and operands exceed the registers, and ptxas lets one wgmma wait for the other.
-MAX_ROWS = 24
+# Rows of activations (or of their digits) in one pass over the weights. With 24, accumulators
+# and operands need more registers than there are, and ptxas lets one wgmma wait for another.
+MAX_ROWS = 16
 # A quarter of half a tile, as one load of a warpgroup: 16 bytes a thread.
 PART = (8, 256)
 _PARTS = 4
@@ -42,7 +42,7 @@ def heuristic(blocks: int) -> dict[str, int]:
     """Settings on a GPU of `blocks` processors.
 
     Eight stages hold 128 KiB of weights in flight on each processor, four times what 4.8 TB/s
-    need at a latency of 1 us; with 24 rows of activations beside them they fill shared memory.
+    need at a latency of 1 us. Of two groups one loads and masks while the other multiplies.
     """
     return {"blocks": blocks, "stages": 8, "consumers": 2}
 
