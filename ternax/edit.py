@@ -196,14 +196,19 @@ def _pack_stack(linear: QuantLinear, part: str) -> Packed:
 
 
 def _pack_table(table, dtype: str, name: str, backend: str | None) -> PackedTable:
-    weight = table.weight[...].T  # [K = D, N = V]
+    return PackedTable(pack_rows(table.weight[...], dtype, name), backend=backend)
+
+
+def pack_rows(rows: jax.Array, dtype: str, name: str = "") -> Packed:
+    """Rows of a table, f32 [n, D], packed as `dtype`; no row depends on another."""
+    weight = rows.T  # [K = D, N = V]
     integers: dict[str, type[BlockScheme]] = {"int8": Int8, "int4": Int4}
     scheme: Scheme
     if dtype in integers:
         scheme = integers[dtype](weight.shape)
     else:
         scheme = Unquantized(weight.shape, dtype=dtype)
-    return PackedTable(scheme.quantize(weight).pack(name), backend=backend)
+    return scheme.quantize(weight).pack(name)
 
 
 def wrap_schemes(model: Decoder, wrap: Callable[[Scheme], Scheme]) -> Decoder:

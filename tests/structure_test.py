@@ -43,6 +43,8 @@ LAYERS = (
     ("ternax.convert",),
     ("ternax.random_weights",),
     ("ternax.checkpoint",),
+    ("ternax.interop",),
+    ("ternax.checkpoint.box",),
     ("ternax.engine", "ternax.cost", "ternax.evaluate"),
     ("ternax.train",),
     ("ternax.training",),
