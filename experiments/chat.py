@@ -39,6 +39,7 @@ class Conversation:
     Attributes:
       messages: {"role", "content"} in order.
       stop: ids that end an answer.
+      count: tokens of the last answer.
     """
 
     def __init__(self, model, tokenizer: Tokenizer, *, system: str | None = None, **decoding):
@@ -48,6 +49,7 @@ class Conversation:
         inner = getattr(tokenizer, "inner", None)
         ends = [inner.token_to_id(word) for word in _ENDS] if inner else []
         self.stop = tuple(sorted({*tokenizer.stop, *(end for end in ends if end is not None)}))
+        self.count = 0
         # What asks for the next message ends an answer too, where it is plain text.
         self._next = None if tokenizer.template else "\nuser:"
 
@@ -72,15 +74,16 @@ class Conversation:
                 f"the conversation has {len(ids)} tokens, and {config.name} a context of "
                 f"{config.max_context}: start anew"
             )
-        width = min(-(-len(ids) // _STEP) * _STEP, config.max_context - 1)
-        tokens = np.zeros((1, max(width, len(ids))), np.int32)
+        width = -(-len(ids) // _STEP) * _STEP
+        width = width if width + most <= config.max_context else len(ids)
+        tokens = np.zeros((1, width), np.int32)
         tokens[0, : len(ids)] = ids
         sampling = Sampling(self.decoding["temperature"], 0, self.decoding["top_p"])
         chunks = engine.stream(
             self.model,
             tokens,
             lengths=np.array([len(ids)]),
-            max_new_tokens=min(most, config.max_context - tokens.shape[1]),
+            max_new_tokens=min(most, config.max_context - width),
             sampling=sampling,
             seed=self.decoding["seed"],
             stop=self.stop,

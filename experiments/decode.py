@@ -229,7 +229,7 @@ class Voice:
     def __call__(self, ids: list[int]) -> None:
         """The next tokens."""
         text, self._prompt = self._prompt, ""
-        head = row("text", "") if text else ""
+        head = f"{'text':9}" if text else ""
         for i in ids:
             self._ended = self._ended or i in self._stop
             text += "" if self._ended else self._next(i)

@@ -11,11 +11,13 @@ of its 32 quarters the high 2 bits of l, l + 32, l + 64 and l + 96; 16 neighbour
 Source: `dequantize_row_*` and `quantize_row_*_ref` of ggml-quants.c.
 """
 
+from typing import Any
+
 import numpy as np
 
 from ternax.kernels.transcode import to_canonical_numpy
 
-_FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "F64": np.dtype("<f8")}
+_FLOATS: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
 
 
 def to_floats(raw: np.ndarray, kind: str, columns: int) -> np.ndarray:
@@ -27,6 +29,15 @@ def to_floats(raw: np.ndarray, kind: str, columns: int) -> np.ndarray:
     if kind in ("TQ1_0", "TQ2_0"):
         return _trits(raw, kind.lower(), columns)
     return _DECODERS[kind](raw).reshape(-1, columns)
+
+
+def as_stored(raw: np.ndarray, kind: str, columns: int) -> np.ndarray:
+    """`to_floats`, but floats stay as they are stored, bf16 as uint16: half the bytes to move."""
+    if kind == "BF16":
+        return raw.view("<u2").reshape(-1, columns)
+    if kind in ("F16", "F32"):
+        return raw.view(_FLOATS[kind]).reshape(-1, columns)
+    return to_floats(raw, kind, columns)
 
 
 def from_floats(values: np.ndarray, kind: str) -> np.ndarray:

@@ -54,7 +54,7 @@ class TensorFile:
         entry = self.entries[name]
         nbytes = entry.nbytes - first if nbytes is None else nbytes
         out = np.empty(nbytes, np.uint8)
-        view, done = memoryview(out), 0
+        view, done = out.data, 0
         try:
             with open(self.path, "rb", buffering=0) as file:
                 file.seek(entry.offset + first)

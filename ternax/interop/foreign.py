@@ -65,6 +65,9 @@ class Foreign(Protocol):
     def floats(self, name: str, first: int = 0, count: int | None = None) -> Any:
         """f32 [rows, columns] of a matrix [N, K] or table [V, D]; a norm is [1, D]."""
 
+    def stored(self, name: str, first: int, count: int) -> Any:
+        """Rows of a table: `floats`, or what `bits_to_float` makes them of."""
+
 
 def check(
     model: Foreign,

@@ -13,7 +13,7 @@ src/models/llama.cpp and bitnet.cpp, gguf-py/gguf/constants.py and conversion/ o
 import dataclasses
 import math
 import pathlib
-from typing import Any
+from typing import Any, NoReturn
 
 from ternax.config import ModelConfig, RopeScaling
 from ternax.errors import BadModelFile, UsageError
@@ -134,6 +134,14 @@ class GGUFModel:
             values = values[self._rows(name, rows)]
         return values * self._factor(name) if f"{where[:-6]}scale" in self.file.entries else values
 
+    def stored(self, name: str, first: int, count: int):
+        from ternax.interop.blocks import as_stored
+
+        entry, where = self._entry(name), tensor_name(name)
+        row_bytes = entry.nbytes // entry.shape[0]
+        raw = self.file.read(where, first * row_bytes, count * row_bytes)
+        return as_stored(raw, entry.kind, entry.shape[1])
+
     # --- What it is ------------------------------------------------------------------------
 
     def _config(self) -> ModelConfig:
@@ -197,7 +205,8 @@ class GGUFModel:
         stored = self.metadata.get("ternax.rope_scaling", [])
         guesses = [RopeScaling(float(found.max()), 1.0, 4.0, 8192)]
         if len(stored) == 4 and all(type(value) is float for value in stored):
-            guesses.insert(0, RopeScaling(*stored[:3], int(stored[3])))
+            factor, low, high, original = stored
+            guesses.insert(0, RopeScaling(factor, low, high, int(original)))
         for guess in guesses:
             if np.allclose(rope_factors(head_dim, theta, guess), found, rtol=1e-5):
                 return guess
@@ -294,7 +303,7 @@ class GGUFModel:
         # Seven digits: 1e-5 is stored as the f32 next to it.
         return float(f"{self._get(f'{self.arch}.{key}', float, default):.7g}")
 
-    def _bad(self, where: str, why: str):
+    def _bad(self, where: str, why: str) -> NoReturn:
         raise BadModelFile(self.path, where, why)
 
 

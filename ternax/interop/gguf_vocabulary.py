@@ -161,6 +161,8 @@ def write(tokenizer: Tokenizer | None, size: int) -> dict[str, Any]:
         # Else llama.cpp takes 11, GPT-2's; no prompt begins with it here.
         found[f"{_GGML}bos_token_id"] = tokenizer.stop[0] if tokenizer.stop else 0
     else:
+        if not isinstance(tokenizer, FileTokenizer):
+            raise UsageError(f"tokenizer: GGUF has no form of a {type(tokenizer).__name__}")
         found = _described(tokenizer, size)
         found[f"{_GGML}add_bos_token"] = tokenizer.encode("a") != tokenizer.encode(
             "a", special=False

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from typing import Any
+from typing import Any, NoReturn
 
 from ternax.config import ModelConfig, RopeScaling
 from ternax.errors import BadModelFile, UsageError
@@ -108,7 +108,12 @@ class HFModel:
     def floats(self, name: str, first: int = 0, count: int | None = None):
         return self._read(self.where(name), first, count)
 
-    def _read(self, where: str, first: int = 0, count: int | None = None):
+    def stored(self, name: str, first: int, count: int):
+        from ternax.interop.blocks import as_stored
+
+        return self._read(self.where(name), first, count, as_stored)
+
+    def _read(self, where: str, first: int = 0, count: int | None = None, decode=None):
         from ternax.interop.blocks import to_floats
 
         entry = self._entry(where)
@@ -116,7 +121,7 @@ class HFModel:
         row_bytes = entry.nbytes // rows
         count = rows - first if count is None else count
         raw = self._files[where].read(where, first * row_bytes, count * row_bytes)
-        return to_floats(raw, entry.kind, columns)
+        return (decode or to_floats)(raw, entry.kind, columns)
 
     # --- What it is ------------------------------------------------------------------------
 
@@ -204,7 +209,8 @@ class HFModel:
         if self.config.num_layers > len(self._files):
             self._bad(CONFIG, f"{self.config.num_layers} layers, and too few tensors")
         for name, shape in shapes(self.config).items():
-            where, kinds = self.where(name), ("F32", "F16", "BF16", "F64")
+            where = self.where(name)
+            kinds: tuple[str, ...] = ("F32", "F16", "BF16", "F64")
             known.add(where)
             if self.packed and is_matrix(name, shape):
                 if shape[0] % 4:
@@ -246,7 +252,7 @@ class HFModel:
             self._bad(CONFIG, f"{key} must be a number, found {str(value)[:40]}")
         return float(value)
 
-    def _bad(self, where: str, why: str):
+    def _bad(self, where: str, why: str) -> NoReturn:
         raise BadModelFile(self.path, where, why)
 
 

@@ -22,13 +22,13 @@ from ternax.edit import check_table_dtypes, pack_rows
 from ternax.errors import BadModelFile, UsageError
 from ternax.interop import lint
 from ternax.interop.foreign import MATRICES, Foreign, check
+from ternax.kernels.packing import bits_to_float
 from ternax.models import Decoder
 from ternax.quant import make_scheme
 from ternax.random_weights import abstract_model
 
 # Rows of a table that are floats at a time.
 _ROWS = 2048
-_pack_rows = jax.jit(pack_rows, static_argnums=1)
 
 
 class ModelFileWarning(UserWarning):
@@ -166,12 +166,13 @@ def _pack(graph, state, rows):
 def _fill_table(model, name, dtype, fields: dict[str, Leaf], values, odd) -> int:
     """Packs a table a few rows at a time; returns its bytes."""
     codes, scale = fields["codes"], fields["scale"]
-    total, least = codes.shape[1], []
+    total, most = codes.shape[1], 0.0
     for first in range(0, total, _ROWS):
         count = min(_ROWS, total - first)
-        rows = _finite(model, name, model.floats(name, first, count))
-        least.append((float(np.abs(rows).max()), rows.shape[0]))
-        packed = _pack_rows(rows, dtype)
+        packed, largest = _pack_rows(model.stored(name, first, count), dtype)
+        if not np.isfinite(largest):
+            _finite(model, name, model.floats(name, first, count))
+        most = max(most, float(largest))
         for leaf, part in ((codes, packed.data), (scale, packed.scale)):
             axis = 1 if leaf is codes else 2
             start, shape = list(leaf.start), list(leaf.shape)
@@ -180,9 +181,16 @@ def _fill_table(model, name, dtype, fields: dict[str, Leaf], values, odd) -> int
             values[leaf.path] = leaf._replace(start=tuple(start), shape=tuple(shape)).into(
                 values[leaf.path], part
             )
-    if not any(most for most, _ in least):
+    if most == 0:
         odd.append(f"{model.where(name)} is all zero")
     return sum(values[leaf.path].nbytes for leaf in fields.values())
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _pack_rows(stored, dtype):
+    """(Packed of some rows of a table, the largest magnitude in them, NaN if one is there)."""
+    rows = bits_to_float(stored)
+    return pack_rows(rows, dtype), jnp.max(jnp.abs(rows))
 
 
 def _finite(model, name, array: np.ndarray) -> np.ndarray:

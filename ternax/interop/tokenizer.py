@@ -27,9 +27,14 @@ PLAIN_TEMPLATE = (
 class Tokenizer(Protocol):
     """Attributes: `size`, ids are below it; `stop`, ids that end a text; `template`, of a chat."""
 
-    size: int
-    stop: tuple[int, ...]
-    template: str | None
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def stop(self) -> tuple[int, ...]: ...
+
+    @property
+    def template(self) -> str | None: ...
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text; special: with what the model expects in front of one."""
@@ -141,7 +146,8 @@ def from_directory(path) -> Tokenizer | None:
     bos = _id(inner, settings.get("bos_token_id"), settings.get("bos_token"))
     ends = settings.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]
-    stop = {_id(inner, end, None) for end in ends} | {_id(inner, None, settings.get("eos_token"))}
+    found = [_id(inner, end, None) for end in ends] + [_id(inner, None, settings.get("eos_token"))]
+    stop = {end for end in found if end is not None}
     # What a post-processor puts in front, it puts there when special tokens are asked for.
     puts = inner.encode("a").ids[:1] == [bos]
     add = bos is not None and not puts and settings.get("add_bos_token", False) is True
@@ -156,7 +162,7 @@ def from_directory(path) -> Tokenizer | None:
     return FileTokenizer(
         inner,
         bos=bos if add else None,
-        stop=tuple(sorted(stop - {None})),
+        stop=tuple(sorted(stop)),
         template=template if isinstance(template, str) else None,
     )
 
@@ -167,7 +173,8 @@ def to_directory(tokenizer: Tokenizer, path) -> None:
         return
     path = pathlib.Path(path)
     (path / "tokenizer.json").write_text(tokenizer.inner.to_str(), encoding="utf-8")
-    inner, settings = tokenizer.inner, {"tokenizer_class": "PreTrainedTokenizerFast"}
+    inner = tokenizer.inner
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if tokenizer.bos is not None:
         settings |= {"bos_token": inner.id_to_token(tokenizer.bos), "add_bos_token": True}
     if tokenizer.stop:

@@ -213,7 +213,10 @@ SAFETENSORS = {
         with_header(lambda header: json.dumps(header).encode()[:-1] + b', "x": 1, "x": 2}'),
         "twice",
     ),
-    "no offsets": (with_header(lambda header: header[Q].pop("data_offsets") and None), "expected dtype"),
+    "no offsets": (
+        with_header(lambda header: header[Q].pop("data_offsets") and None),
+        "expected dtype",
+    ),
     "an entry of text": (with_header(lambda header: header.update({Q: "x"})), "expected dtype"),
     "dtype I2": (entry(dtype="I2"), "'I2'; read are"),
     "dtype of a number": (entry(dtype=7), "'7'; read are"),
