@@ -7,10 +7,12 @@ compiles, warms up, then times prefill and decode. `ternax.decoding` measures; h
 are the flags, the choice of a model that fits, and the last words.
 """
 
+import contextlib
 import dataclasses
 import shlex
 import sys
 import textwrap
+from typing import Any
 
 from ternax import cost, measure
 from ternax.checkpoint.box import Source
@@ -196,15 +198,11 @@ def decode(args) -> None:
             f"{measure.device_name(job.device)}"
         )
         show(row("ternax", title), *fitted, *job.plan.lines(job.whole))
-        listen = None
+        ways: dict[str, Any] = {"progress": progress}
         if args.prompt is not None:
-            listen = Voice(args.prompt, tokenizer_of(args, job.config))
-        job.measure_all(
-            store=store,
-            progress=progress,
-            watch=lambda record: show(*record_lines(record, job)),
-            listen=listen,
-        )
+            ways["listen"] = Voice(args.prompt, tokenizer_of(args, job.config))
+            ways["progress"] = _but_decode  # its bar would stand in the text
+        job.measure_all(store=store, watch=lambda record: show(*record_lines(record, job)), **ways)
     show(
         f"wrote    {store.directory}/results.json",
         "",
@@ -217,6 +215,10 @@ def show(*lines: str) -> None:
     """At once, also into a pipe: phases take minutes."""
     for line in lines:
         print(line, flush=True)
+
+
+def _but_decode(name, *rest):
+    return contextlib.nullcontext() if name == "decode" else progress(name, *rest)
 
 
 class Voice:

@@ -115,7 +115,6 @@ class DecodeRun:
         self.generated: list = []
         self._store: Store | None = None
         self._watch = lambda record: None
-        self._listen: Callable[[list[int]], None] | None = None
         self._samples: list[float] = []
         self._peak_before = 0
 
@@ -125,11 +124,9 @@ class DecodeRun:
         store: Store | None = None,
         watch=lambda record: None,
         progress=lambda *phase: contextlib.nullcontext(),
-        listen: Callable[[list[int]], None] | None = None,
+        listen: Callable[[list[int]], None] = lambda ids: None,
     ) -> list[Record]:
-        """All phases; see `run`. listen: hears the first row's new tokens as they come, between
-        the timed calls; there is no progress bar then.
-        """
+        """All phases; see `run`. listen: hears the first row's tokens, between the timed calls."""
         if not self.plan.fits:
             raise DoesNotFit(self.plan.refusal())
         self._store, self._watch, self._progress = store, watch, progress
@@ -330,23 +327,16 @@ class DecodeRun:
             out, self._state = self._run_decode(self._leaves, self._state, jnp.int32(steps))
             self.generated.append(jax.device_get(out)[:, :steps])
             seconds = (time.perf_counter() - start) / steps
-            hear()
+            self._listen(self.generated[-1][0].tolist())
             return seconds
 
-        def hear():
-            if self._listen:
-                self._listen(self.generated[-1][0].tolist())
-
-        hear()  # what prefill drew
+        self._listen(self.generated[-1][0].tolist())  # what prefill drew
         # The first step is the warm-up: same program, not counted.
         warm_s = call(1)
         left, directory = self.workload.num_tokens - 2, self.workload.profile_dir
         self._chunk = max(1, min(left // _MIN_SAMPLES, 16, round(_CALL_S / warm_s)))
         profile = jax.profiler.trace(directory) if directory else contextlib.nullcontext()
-        watched = (
-            contextlib.nullcontext() if self._listen else self._progress("decode", left, "tokens")
-        )
-        with profile, self._energy, watched as advance:
+        with profile, self._energy, self._progress("decode", left, "tokens") as advance:
             while self._steps < left:
                 steps = min(self._chunk, left - self._steps)
                 self._samples.append(call(steps))
