@@ -28,6 +28,7 @@ def card_flags(define):
     define.integer("steps", 1000, "updates of each model", lower=1)
     define.integer("batch", 16, "sequences of an update", lower=1)
     define.integer("length", 256, "tokens of a sequence", lower=2)
+    define.integer("accumulate", 1, "parts a batch is cut into", lower=1)
     define.choice("compute", "f32", COMPUTE, "what products are held in while training")
     define.string("corpus", data.STDLIB, "a text file, a folder, or stdlib", form="PATH")
     define.string("text", heldout.HELDOUT, "what models are judged by, a UTF-8 file", form="FILE")
@@ -38,7 +39,7 @@ def card_flags(define):
 
 
 CARD_FLAGS = {"after_training", "seeds", "steps", "batch", "length", "compute", "corpus", "text"}
-CARD_FLAGS |= {"calibrate_tokens", "speed_config"}
+CARD_FLAGS |= {"accumulate", "calibrate_tokens", "speed_config"}
 PEER_FLAGS = {"peer", "prompt_length", "num_tokens", "repetitions", "timeout_s", "kv_dtype"}
 PEER_FLAGS |= {"embed_dtype", "head_dtype", "backend", "layers", "scheme", "inputs", "profile_dir"}
 
@@ -62,7 +63,7 @@ def run(args) -> None:
         if any(name.startswith("config.") for name in args.given):
             raise UsageError("--config.FIELD needs the --config that it changes")
         config = configs.get_config(MODEL)
-    names = ("steps", "batch", "length", "compute")
+    names = ("steps", "batch", "length", "accumulate", "compute")
     spec = TrainSpec(**{name: getattr(args, name) for name in names})
     schemes = card.split_schemes(args.schemes)
     corpus = data.open_corpus(args.corpus)

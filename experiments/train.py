@@ -133,6 +133,7 @@ def train(args) -> None:
             store.append(record)
             if record.phase == "train":
                 print(row("speed", speed_line(record, spec.compute)))
+                print(row("memory", memory_line(record)))
     print(f"wrote    {store.directory}/model and {store.directory}/float")
     print(f"next: python -m experiments.evaluate --config={store.directory}/model")
 
@@ -143,6 +144,14 @@ def speed_line(record: Record, compute: str) -> str:
         f"{rate(m['train_tokens_per_s'])} tokens/s, {100 * m['share_of_matrix_rate']:.0f} % of "
         f"the {rate(m['matrix_gflops_per_s'])} GFLOP/s of a large {compute} product"
     )
+
+
+def memory_line(record: Record) -> str:
+    peak, planned = (record.metrics.get(f"{name}_memory_bytes") for name in ("peak", "planned"))
+    if peak is None:
+        return f"planned {binary(planned)}"
+    off = 100 * (peak / planned - 1)
+    return f"{binary(peak)} at peak, planned {binary(planned)} ({off:+.1f} %)"
 
 
 class Screen:

@@ -111,6 +111,14 @@ class ModelConfig:
             _check_scaling(self.rope_scaling)
 
 
+def config_from_dict(values: dict) -> ModelConfig:
+    """Inverse of `dataclasses.asdict`. TypeError for other fields, UsageError for bad values."""
+    scaling = values["rope_scaling"]
+    return ModelConfig(
+        **values | {"rope_scaling": None if scaling is None else RopeScaling(**scaling)}
+    )
+
+
 def with_scheme(config: ModelConfig, scheme: str | None, inputs: str | None = None) -> ModelConfig:
     """The config under another scheme.
 

@@ -258,6 +258,7 @@ class DecodeRun:
         from flax import nnx
 
         from ternax import engine
+        from ternax.kernels.memory import zeros
         from ternax.nn.cache import init_cache
 
         work = self.workload
@@ -265,7 +266,9 @@ class DecodeRun:
         program = engine.Program(graph)
         self._tokens = jnp.asarray(work.tokens(self.config))
         self._keys = engine.row_keys(work.seed, work.batch)
-        self._new_cache = lambda: init_cache(self.config, work.batch, work.context, work.kv_dtype)
+        self._new_cache = lambda: init_cache(
+            self.config, work.batch, work.context, work.kv_dtype, zeros=zeros
+        )
 
         def timed(function, *args):
             self._stop.check()

@@ -21,6 +21,7 @@ from ternax.checkpoint.manifest import Manifest
 from ternax.config import ModelConfig, first_layers, with_scheme
 from ternax.errors import UsageError
 from ternax.interop.loading import load as load_foreign
+from ternax.kernels.memory import zeros
 from ternax.models import MODELS, Decoder
 from ternax.nn.cache import KV_DTYPES, KVCache, init_cache
 from ternax.random_weights import random_model
@@ -262,7 +263,7 @@ def stream(
     graph, leaves = nnx.split(model)
     program = Program(graph, sampling, tuple(stop or ()), pad_id)
     start = jnp.asarray(width - np.asarray(lengths), jnp.int32)
-    cache = init_cache(model.config, batch, width + max_new_tokens, kv_dtype, start)
+    cache = init_cache(model.config, batch, width + max_new_tokens, kv_dtype, start, zeros)
     prompts = jnp.asarray(pad_left(tokens, lengths, pad_id))
     state = prefill(program, leaves, prompts, cache, row_keys(seed, batch))
     yield np.asarray(state.token)[:, None]

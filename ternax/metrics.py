@@ -59,6 +59,8 @@ METRICS: dict[str, Metric] = {
     "step_time_ratio": Metric("", "time of an update over the floats' of the same round, median"),
     "step_time_ratio_low": Metric("", "lower end of the median's 95 % interval"),
     "step_time_ratio_high": Metric("", "upper end of the median's 95 % interval"),
+    "kills": Metric("count", "runs killed with SIGKILL at a random moment and then resumed"),
+    "identical_count": Metric("count", "of them ended as the run that was not, to the bit"),
     # Over training seeds.
     "seeds": Metric("count", "models trained alike, each from another seed"),
     "seed_bits_per_byte": Metric("bits/byte", "mean of the seeds' bits_per_byte"),

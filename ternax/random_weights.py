@@ -17,6 +17,7 @@ from jax import lax
 
 from ternax.config import ModelConfig
 from ternax.edit import pack_model
+from ternax.kernels.memory import zeros
 from ternax.kernels.packing import (
     BLOCK,
     FLOAT_FORMATS,
@@ -141,7 +142,7 @@ def _random_data(keys, *, shape, k_size, widths, format, gain, squeeze):
     """
     layers, planes, _, row = shape
     # In the shape it is returned in: XLA would copy a squeezed result, a whole head.
-    data = jnp.zeros(shape[squeeze:], FLOAT_FORMATS.get(format, jnp.uint8))
+    data = zeros(shape[squeeze:], FLOAT_FORMATS.get(format, jnp.uint8))
     first = 0
     for part, width in enumerate(widths):
         rows = max(1, min(width, _CHUNK_BYTES // row))

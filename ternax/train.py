@@ -20,11 +20,12 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ternax import data, edit
-from ternax.errors import Diverged, UsageError
+from ternax.errors import Diverged, DoesNotFit, UsageError
 from ternax.models import Decoder
 from ternax.noise import make_noise
 from ternax.optimizer import SECOND_STAGE, learning_rate, make_optimizer
 from ternax.quant.training import Annealed, Noisy, StepInput, Wrapped, with_gradient
+from ternax.table import binary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,27 @@ class Trainer:
       compiled: the step's executable, whose memory analysis is the plan.
     """
 
-    def __init__(self, model: Decoder, spec: TrainSpec, *, teacher: Decoder | None = None):
+    def __init__(
+        self,
+        model: Decoder,
+        spec: TrainSpec,
+        *,
+        teacher: Decoder | None = None,
+        available_bytes: int | None = None,
+    ):
+        """Compiles the step, holds its plan against the memory, then makes the state.
+
+        Args:
+          model: float weights.
+          spec: how it trains.
+          teacher: that `spec.distill` asks for.
+          available_bytes: free for state, data and the step; the model's weights, which are
+            there already, count as used. None: not checked.
+
+        Raises:
+          UsageError: a packed model; distillation without a teacher.
+          DoesNotFit: before any of the optimizer's state is allocated.
+        """
         if edit.is_packed(model):
             raise UsageError(
                 "train: expected float weights, found a packed model; use packed=False"
@@ -124,36 +145,36 @@ class Trainer:
         self.spec, self.step = spec, 0
         parts: Any = nnx.split(prepare(model, spec), nnx.Param, StepInput, ...)
         self._graph, params, inputs, rest = parts
-        self._rate = learning_rate(
-            spec.schedule, peak=spec.learning_rate, warmup_steps=spec.warmup_steps, steps=spec.steps
-        )
         params = nnx.to_pure_dict(params)
-        self._optimizer = make_optimizer(
-            spec.optimizer,
-            rate=self._rate,
-            weight_decay=spec.weight_decay,
-            decay_until=spec.steps * (SECOND_STAGE if spec.schedule == "bitnet" else 1),
-            clip=spec.clip,
-            decayed=_decayed(params),
-        )
+        self._rate = _rate_of(spec)
+        self._optimizer = _optimizer_of(spec, params)
         devices = math.gcd(jax.device_count(), spec.batch // spec.accumulate)
         mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        everywhere = NamedSharding(mesh, PartitionSpec())
         self._by_sequence = NamedSharding(mesh, PartitionSpec(None, "data"))
-        self.state: dict[str, Any] = jax.device_put(
-            {"params": params, "optimizer": self._optimizer.init(params)}, self._everywhere
-        )
         teacher_graph, weights = (None, None) if teacher is None else nnx.split(teacher)
         update = functools.partial(_update, self._graph, teacher_graph, spec, self._optimizer)
         tokens = jax.ShapeDtypeStruct(self._shape, jnp.int32, sharding=self._by_sequence)
-        self._fixed = jax.device_put((inputs, rest, weights), self._everywhere)
+        fixed = (inputs, rest, weights)
+        abstract = {"params": params, "optimizer": jax.eval_shape(self._optimizer.init, params)}
         started = time.perf_counter()
         self.compiled = (
             jax.jit(update, donate_argnums=0)
-            .lower(self.state, *self._fixed, jnp.int32(0), tokens)
+            .lower(*_placed((abstract, *fixed), everywhere), jnp.int32(0), tokens)
             .compile()
         )
         self.compile_s = time.perf_counter() - started
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves((params, weights)))
+        if available_bytes is not None and self.planned_bytes() - held > available_bytes:
+            raise DoesNotFit(
+                f"train: state and step need {binary(self.planned_bytes())}, of which the weights' "
+                f"{binary(held)} are there, available {binary(available_bytes)}: a smaller "
+                "--batch, --accumulate or --remat need less"
+            )
+        self._fixed = jax.device_put(fixed, everywhere)
+        self.state: dict[str, Any] = jax.device_put(
+            {"params": params, "optimizer": self._optimizer.init(params)}, everywhere
+        )
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -230,6 +251,44 @@ class Trainer:
         inputs, rest, _ = self._fixed
         model = nnx.merge(self._graph, inputs, rest, _as_state(self.state["params"]))
         return edit.set_compute(edit.wrap_schemes(model, _unwrapped), "f32")
+
+
+def abstract_state(model: Decoder, spec: TrainSpec) -> dict[str, Any]:
+    """What a Trainer of this model holds as its state, as shapes and dtypes alone.
+
+    model: float, its leaves may be abstract.
+    """
+    parts: Any = nnx.split(prepare(model, spec), nnx.Param, ...)
+    params = nnx.to_pure_dict(parts[1])
+    state = {
+        "params": params,
+        "optimizer": jax.eval_shape(_optimizer_of(spec, params).init, params),
+    }
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+
+
+def _rate_of(spec: TrainSpec):
+    return learning_rate(
+        spec.schedule, peak=spec.learning_rate, warmup_steps=spec.warmup_steps, steps=spec.steps
+    )
+
+
+def _optimizer_of(spec: TrainSpec, params):
+    return make_optimizer(
+        spec.optimizer,
+        rate=_rate_of(spec),
+        weight_decay=spec.weight_decay,
+        decay_until=spec.steps * (SECOND_STAGE if spec.schedule == "bitnet" else 1),
+        clip=spec.clip,
+        decayed=_decayed(params),
+    )
+
+
+def _placed(tree, sharding):
+    """The tree as shapes and dtypes, all under one sharding."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
 
 
 def prepare(model: Decoder, spec: TrainSpec) -> Decoder:

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 
 import ternax
-from ternax import data, edit, engine
+from ternax import cost, data, edit, engine
 from ternax.checkpoint.training import TrainCheckpoints
-from ternax.config import ModelConfig
+from ternax.config import ModelConfig, config_from_dict
 from ternax.errors import (
     BadModelFile,
     Diverged,
@@ -34,12 +34,13 @@ from ternax.errors import (
     UsageError,
 )
 from ternax.interrupt import Stop
+from ternax.machine import on_host, peak_resident_bytes, reset_peak
 from ternax.measure import device_name, memory_available_bytes
 from ternax.models import Decoder
 from ternax.random_weights import abstract_model
 from ternax.record import Record
 from ternax.table import binary
-from ternax.train import Progress, Trainer, TrainSpec
+from ternax.train import Progress, Trainer, TrainSpec, abstract_state
 
 
 @dataclasses.dataclass
@@ -112,6 +113,7 @@ class TrainRun:
         return (self.directory / last / "manifest.json").exists()
 
     def _trainer(self) -> Trainer:
+        self._check_memory()
         if self.start is None:
             model = engine.load(self.config, packed=False, seed=self.spec.seed)
         else:
@@ -122,15 +124,18 @@ class TrainRun:
                 layers=self.config.num_layers,
             )
         teacher = engine.load(self.teacher, packed=False) if self.teacher else None
-        trainer = Trainer(model, self.spec, teacher=teacher)
         available = memory_available_bytes(jax.devices()[0])
-        if available is not None and trainer.planned_bytes() > available:
+        return Trainer(model, self.spec, teacher=teacher, available_bytes=available)
+
+    def _check_memory(self) -> None:
+        """DoesNotFit where not even weights and their gradients would, before any is made."""
+        need = 8 * cost.count_parameters(self.config)[0]
+        available = memory_available_bytes(jax.devices()[0])
+        if available is not None and need > available:
             raise DoesNotFit(
-                f"training {self.config.name} needs {binary(trainer.planned_bytes())} a step, "
-                f"available {binary(available)}: a smaller --batch, --accumulate or --remat "
-                "need less"
+                f"training {self.config.name} needs {binary(need)} for weights and gradients "
+                f"alone, available {binary(available)}: take fewer --layers or a smaller --config"
             )
-        return trainer
 
     def _resume(self, trainer: Trainer, checkpoints) -> None:
         latest = checkpoints.latest()
@@ -147,8 +152,13 @@ class TrainRun:
     def _advance(self, trainer: Trainer, checkpoints, stop: Stop, watch):
         spec, metrics = self.spec, self.directory / "metrics.jsonl"
         first, next_save = trainer.step, trainer.step + self.save_every
+        device = jax.devices()[0]
+        reset_peak()
+        peak_bytes: list[int | None] = []
 
         def report(progress: Progress) -> None:
+            if not peak_bytes:  # of steps alone: saving copies the state
+                peak_bytes.append(peak_resident_bytes(device))
             _append(metrics, dataclasses.asdict(progress))
             watch(progress)
 
@@ -175,10 +185,12 @@ class TrainRun:
         reports = [json.loads(line) for line in metrics.read_text().splitlines()]
         return trainer.model(), [
             self._record("compile", {"compile_s": trainer.compile_s}),
-            self._train_record(trainer, reports, first),
+            self._train_record(trainer, reports, first, *peak_bytes),
         ]
 
-    def _train_record(self, trainer: Trainer, reports: list[dict], first: int) -> Record:
+    def _train_record(
+        self, trainer: Trainer, reports: list[dict], first: int, peak_bytes: int | None = None
+    ) -> Record:
         """Of the whole run: the steps before a resume are in its metrics too."""
         rates = [report["tokens_per_s"] for report in reports]
         matrix = matrix_gflops_per_s(self.spec.compute)
@@ -193,9 +205,10 @@ class TrainRun:
                 "loss_nats": reports[-1]["loss_nats"],
                 "matrix_gflops_per_s": matrix,
                 "share_of_matrix_rate": rate * flops / 1e9 / matrix,
-                "planned_memory_bytes": trainer.planned_bytes(),
+                "planned_memory_bytes": planned_memory_bytes(trainer),
                 "parameters": _count(trainer),
-            },
+            }
+            | ({} if peak_bytes is None else {"peak_memory_bytes": peak_bytes}),
             samples=tuple(rates),
             sample_unit="tokens/s",
             note=f"{self.corpus.describe()}; {self._how()}"
@@ -259,6 +272,28 @@ class TrainRun:
                 f"{self.directory} holds another run: {'; '.join(found[:5])}. Give the same flags "
                 "to resume it, or another --output_dir"
             )
+
+
+def planned_memory_bytes(trainer: Trainer) -> int:
+    """What the process holds at most during a step: the step's own, and on a host the runtime's."""
+    return trainer.planned_bytes() + (cost.RUNTIME_BYTES if on_host(jax.devices()[0]) else 0)
+
+
+def final_state(directory: pathlib.Path) -> dict:
+    """The state that a finished run's last checkpoint holds: {"params", "optimizer"}.
+
+    Raises:
+      BadModelFile: no run of its steps is there.
+    """
+    try:
+        held = json.loads((directory / "run.json").read_text())
+        spec = TrainSpec(**held["spec"])
+        config = config_from_dict(held["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadModelFile(directory, "run.json", f"not a run: {error}") from error
+    like = abstract_state(abstract_model(config, packed=False), spec)
+    with TrainCheckpoints(directory / "checkpoints") as checkpoints:
+        return checkpoints.restore(spec.steps, like)[0]
 
 
 def save_models(model: Decoder, directory: pathlib.Path) -> None:

@@ -51,7 +51,7 @@ LAYERS = (
     ("ternax.harness", "ternax.workload"),
     ("ternax.decoding",),
     ("ternax.peer",),
-    ("ternax.comparison",),
+    ("ternax.comparison", "ternax.crash"),
     ("ternax.scheme_speed",),
     ("ternax.card",),
     ("ternax.experiments",),

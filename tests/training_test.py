@@ -4,18 +4,18 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
-from ternax import data, training
+from ternax import crash, data, training
 from ternax.configs import get_config
-from ternax.errors import BadModelFile, NumericCheckFailed, UsageError
+from ternax.errors import BadModelFile, DoesNotFit, NumericCheckFailed, UsageError
 from ternax.train import TrainSpec
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -77,34 +77,8 @@ def wait_for(folder, step, process):
 
 
 def same_end(one, other):
-    """The weights and the losses of two finished runs, bit for bit."""
-    spec = TrainSpec(steps=STEPS, batch=2, length=16)
-    states = []
-    for folder in (one, other):
-        with training.TrainCheckpoints(folder / "checkpoints") as checkpoints:
-            assert checkpoints.latest() == STEPS
-            trainer = training.Trainer(training.engine.load("tiny-bitnet", packed=False), spec)
-            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trainer.state)
-            states.append(checkpoints.restore(STEPS, like)[0])
-    jax.tree.map(np.testing.assert_array_equal, *states)
-    stable = ("step", "loss_nats", "gradient_norm", "learning_rate")
-    for a, b in zip(lines(one), lines(other), strict=True):
-        assert [a[name] for name in stable] == [b[name] for name in stable]
-
-
-def killed(text, folder, times, seed):
-    """A run killed with SIGKILL `times` times, each after a random number of steps more."""
-    draw = random.Random(seed)
-    for _ in range(times):
-        metrics = folder / "metrics.jsonl"
-        done = metrics.read_text().count("\n") if metrics.exists() else 0  # its end may be torn
-        process = start(text, folder)
-        # Lines behind the last checkpoint are cut on resume, so wait for new ones.
-        wait_for(folder, min(done, STEPS - 5) + draw.randint(1, 5), process)
-        time.sleep(draw.random() * 0.1)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    finish(start(text, folder))
+    """The weights, the optimizer and the losses of two finished runs, bit for bit."""
+    assert crash.differences(one, other) == ()
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +88,39 @@ def whole(text, tmp_path_factory):
 
 
 def test_a_run_killed_at_random_ends_as_one_that_was_not(text, whole, tmp_path):
-    killed(text, tmp_path / "killed", times=2, seed=0)
-    same_end(tmp_path / "killed", whole[1])
+    """Twice: before any checkpoint is due or soon after, and then somewhere behind."""
+    draw, folder = random.Random(0), tmp_path / "killed"
+    words = [*WORDS[:-1], f"--corpus={text}"]
+    for least in (draw.randint(1, 5), draw.randint(10, 30)):
+        crash.train_apart(words, folder, lambda: crash.steps_written(folder) >= least)  # noqa: B023
+    assert crash.steps_written(folder) < STEPS
+    crash.train_apart(words, folder)
+    same_end(folder, whole[1])
+
+
+def test_a_run_that_ends_otherwise_is_told(whole, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(whole[1], other)
+    path = other / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"learning_rate": 0.0', '"learning_rate": 1.0', 1))
+    (line,) = crash.differences(other, whole[1])
+    assert line.startswith("step ") and line.endswith(": learning_rate")
+    held = json.loads((other / "run.json").read_text())
+    held["spec"]["steps"] = STEPS - 2  # not a step that was kept
+    (other / "run.json").write_text(json.dumps(held))
+    with pytest.raises(BadModelFile, match="not there"):
+        crash.differences(other, whole[1])
+
+
+def test_too_little_memory_is_told_before_the_state_is_made(text, tmp_path, monkeypatch):
+    job = run_of(text, tmp_path)
+    monkeypatch.setattr(training, "memory_available_bytes", lambda device: 2**21)
+    monkeypatch.setattr(training.Trainer, "run", None)
+    with pytest.raises(DoesNotFit, match=r"state and step need .* available 2\.00 MiB"):
+        job.run()
+    monkeypatch.setattr(training, "memory_available_bytes", lambda device: 2**10)
+    with pytest.raises(DoesNotFit, match=r"for weights and gradients alone, available 1\.00 KiB"):
+        job.run()
 
 
 def test_what_a_run_leaves(whole):

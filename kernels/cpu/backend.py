@@ -187,6 +187,13 @@ def step(qkv, rope, k, v, k_scale, v_scale, start, length, layer, config=None):
     return out, k, v, *(scales if k_scale is not None else (None, None))
 
 
+def zeros(shape: tuple[int, ...], dtype) -> jax.Array:
+    """An array of zeros on huge pages, where the system gives them: see `kernels.memory`."""
+    instruction_sets()
+    call = jax.ffi.ffi_call("ternax_zeros", jax.ShapeDtypeStruct(shape, dtype))
+    return call(threads=np.int64(threads()))
+
+
 def _attributes(config) -> dict[str, np.int64]:
     if config["threads"] < 1:
         raise ValueError(f"threads must be at least 1, found {config['threads']}")

@@ -19,7 +19,7 @@ import tempfile
 import jax
 
 _HERE = pathlib.Path(__file__).resolve().parent
-_HEADERS = ("parallel", "body", "isa", "product", "glue", "attention")
+_HEADERS = ("memory", "parallel", "body", "isa", "product", "glue", "attention")
 _SOURCES = ("kernels.cc", *(f"{name}.h" for name in _HEADERS))
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread")
 TARGETS = (
@@ -27,6 +27,7 @@ TARGETS = (
     "ternax_matmul",
     "ternax_project",
     "ternax_step",
+    "ternax_zeros",
 )
 
 

@@ -24,6 +24,7 @@
 #include <arm_neon.h>
 #endif
 
+#include "memory.h"
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -149,7 +150,16 @@ static int64_t chunk_rows(int64_t row_bytes, int64_t rows, int threads) {
   return (std::max<int64_t>(1, chunk) + 15) / 16 * 16;
 }
 
-static void run_product(Product call, const int8_t* x, int64_t k_size, const Isa& isa, ThreadPool& pool) {
+// Rows of activations one thread takes at a time.
+static int64_t chunk_entries(int64_t k_size) { return 1 + (1 << 16) / std::max<int64_t>(1, k_size); }
+
+// Lines of weights asked for at once while the activations are not ready, and how many in all.
+constexpr int64_t kLine = 64, kBurst = 16, kMeanwhile = 1024;
+
+// The product of x, which enter() makes.
+template <class Enter>
+static void run_product(Product call, const int8_t* x, int64_t k_size, const Isa& isa, ThreadPool& pool,
+                        const Enter& enter) {
   const int64_t rows = call.digits * call.tokens;
   const int64_t group_bytes = call.row_bytes / call.groups;
   const int64_t steps = (group_bytes + isa.vector_bytes - 1) / isa.vector_bytes;
@@ -159,12 +169,23 @@ static void run_product(Product call, const int8_t* x, int64_t k_size, const Isa
   int8_t* aligned = buffer + (64 - reinterpret_cast<uintptr_t>(buffer) % 64) % 64;
   call.x = aligned;
   call.sums = sums;
-  parallel_for(pool, rows, 1 + (1 << 16) / std::max<int64_t>(1, k_size), [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; r++)
-      isa.prepare(call, x + r * k_size, k_size, r, aligned + r * call.x_stride, sums);
-  });
-  parallel_for(pool, call.rows, chunk_rows(call.row_bytes, call.rows, pool.threads),
-               [&](int64_t first, int64_t last) { isa.rows(call, first, last); });
+  const auto ready = [&] {
+    enter();
+    parallel_for(pool, rows, chunk_entries(k_size), [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; r++)
+        isa.prepare(call, x + r * k_size, k_size, r, aligned + r * call.x_stride, sums);
+    });
+  };
+  const auto ask = [&](int64_t burst, int64_t row) {
+    if (burst * kBurst >= kMeanwhile) return pause();
+    const uint8_t* line = call.data + row * call.row_bytes + burst * kBurst * kLine;
+    for (int64_t i = 0; i < kBurst; i++) __builtin_prefetch(line + i * kLine, 0, 2);
+  };
+  const auto rows_of = [&](int64_t first, int64_t last) { isa.rows(call, first, last); };
+  const int64_t chunk = chunk_rows(call.row_bytes, call.rows, pool.threads);
+  if (rows <= chunk_entries(k_size)) return parallel_for(pool, call.rows, chunk, rows_of, ready, ask);
+  ready();  // on all threads itself
+  parallel_for(pool, call.rows, chunk, rows_of);
 }
 
 static ffi::Error check(bool ok, const char* what) {
@@ -204,7 +225,7 @@ static ffi::Error Accumulate(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::S8> x, f
   call.bits = bits, call.digits = 1, call.tokens = x.dimensions()[0];
   call.acc = acc->typed_data();
   ThreadPool pool{xla_pool, static_cast<int>(threads)};
-  run_product(call, x.typed_data(), x.dimensions()[1], kIsas[isa], pool);
+  run_product(call, x.typed_data(), x.dimensions()[1], kIsas[isa], pool, [] {});
   return ffi::Error::Success();
 }
 
@@ -221,7 +242,7 @@ static ffi::Error Matmul(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::S8> x, ffi::
   call.x_scale = x_scale.typed_data();
   call.y = y->typed_data();
   ThreadPool pool{xla_pool, static_cast<int>(threads)};
-  run_product(call, x.typed_data(), x.dimensions()[1], kIsas[isa], pool);
+  run_product(call, x.typed_data(), x.dimensions()[1], kIsas[isa], pool, [] {});
   return ffi::Error::Success();
 }
 
@@ -240,16 +261,17 @@ static ffi::Error Project(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::F32> x, ffi
   Entry entry{x.typed_data(), norm.element_count() ? norm.typed_data() : nullptr, k_size, static_cast<int>(gate), eps,
               scratch<int8_t>(1, rows * k_size), scratch<float>(0, rows)};
   ThreadPool pool{xla_pool, static_cast<int>(threads)};
-  parallel_for(pool, rows, 1 + (1 << 16) / std::max<int64_t>(1, k_size), [&](int64_t first, int64_t last) {
-    float* memory = scratch<float>(1, k_size);
-    for (int64_t r = first; r < last; r++) kIsas[isa].enter(entry, r, memory);
-  });
   Product call = weights(data, scale, zero, layer.typed_data()[0], bits);
   call.tokens = rows, call.digits = 1;
   call.x_scale = entry.scale;
   call.y = y->typed_data();
   call.residual = residual.element_count() ? residual.typed_data() : nullptr;
-  run_product(call, entry.codes, k_size, kIsas[isa], pool);
+  run_product(call, entry.codes, k_size, kIsas[isa], pool, [&] {
+    parallel_for(pool, rows, chunk_entries(k_size), [&](int64_t first, int64_t last) {
+      float* memory = scratch<float>(1, k_size);
+      for (int64_t r = first; r < last; r++) kIsas[isa].enter(entry, r, memory);
+    });
+  });
   return ffi::Error::Success();
 }
 
@@ -329,6 +351,16 @@ static ffi::Error Step(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::F32> qkv, ffi:
   return run_attention(xla_pool, call, isa, threads);
 }
 
+// -> zeros of any type, on huge pages.
+static ffi::Error Zeros(ffi::ThreadPool xla_pool, ffi::Result<ffi::AnyBuffer> out, int64_t threads) {
+  auto* data = static_cast<uint8_t*>(out->untyped_data());
+  const int64_t bytes = static_cast<int64_t>(out->size_bytes());
+  ask_for_huge_pages(data, bytes);
+  ThreadPool pool{xla_pool, static_cast<int>(threads)};
+  parallel_for(pool, bytes, kHugePage, [&](int64_t first, int64_t last) { std::memset(data + first, 0, last - first); });
+  return ffi::Error::Success();
+}
+
 }  // namespace ternax
 
 #define TERNAX_ATTRS .Attr<int64_t>("isa").Attr<int64_t>("threads")
@@ -349,6 +381,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(ternax_step, ternax::Step,
         .Arg<ffi::Buffer<ffi::F32>>().Arg<ffi::Buffer<ffi::S32>>().Arg<ffi::Buffer<ffi::S32>>()
         .Arg<ffi::Buffer<ffi::S32>>().Ret<ffi::Buffer<ffi::F32>>().Ret<ffi::AnyBuffer>()
         .Ret<ffi::AnyBuffer>().Ret<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>() TERNAX_ATTRS);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(ternax_zeros, ternax::Zeros,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Ret<ffi::AnyBuffer>().Attr<int64_t>("threads"));
 
 // The name of instruction set `index`, or null past the last; and whether this CPU has it.
 extern "C" const char* ternax_isa_name(int index) {

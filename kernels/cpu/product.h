@@ -1,11 +1,28 @@
 // The packed product: included once for each instruction set, see body.h.
 
-// Least distance, in bytes, at which weights are asked for ahead of their use, into the
-// second-level cache. Into the first, the few misses that cache may have in flight become
-// the limit: 11 GB/s a thread on a Zen 4 instead of 26. The distance is a whole number of
-// tiles, so that what is asked for is the same columns of rows that come next; 8 KiB flat
-// would ask for the middle of the present tile when rows are long (15 GB/s against 22).
-constexpr int64_t kPrefetch = 8192;
+// Weights are asked for ahead of their use, a whole number of tiles and at least this many
+// bytes, in the order in which they lie in memory: asked for row by row, as they are used, the
+// memory gave a Zen 5 0.81 of its read rate instead of 0.96 (results/README.md).
+constexpr int64_t kPrefetch = 4096;
+
+// Into the first-level cache where it is large. Into that of a Zen 4, 32 KiB, the few misses
+// it may have in flight become the limit: 11 GB/s a thread instead of 26.
+static const bool kIntoFirstLevel = first_level_bytes() >= 48 << 10;
+
+inline void ask_for(const uint8_t* line, bool into_first_level) {
+  if (into_first_level)
+    __builtin_prefetch(line, 0, 3);
+  else
+    __builtin_prefetch(line, 0, 2);
+}
+
+// What a tile asks for: at `byte` of its rows, line r of these.
+struct Ahead {
+  const uint8_t* from;
+  int64_t along, across;
+  bool into_first_level;
+  void ask(int64_t byte, int r) const { ask_for(from + byte * along + r * across, into_first_level); }
+};
 
 // Rows of W whose sums are kept together before they become floats.
 constexpr int kRows = 16;
@@ -58,7 +75,7 @@ static void prepare_row(const Product& call, const int8_t* x, int64_t k_size, in
 // accumulators in memory.
 template <int kBits, int R, int M>
 inline void tile(const uint8_t* w, int64_t row_bytes, const int8_t* x, int64_t x_stride,
-                 int64_t group_bytes, int64_t ahead, int32_t* part, int64_t part_stride) {
+                 int64_t group_bytes, const Ahead ahead, int32_t* part, int64_t part_stride) {
   constexpr int kPlanes = 8 / kBits;
   constexpr bool kStay = kInPlace && M == 1 && kPlanes > 1;
   constexpr int kSums = kStay ? kPlanes : 1;
@@ -74,9 +91,8 @@ inline void tile(const uint8_t* w, int64_t row_bytes, const int8_t* x, int64_t x
     Bytes v[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      const uint8_t* at = w + r * row_bytes + byte;
-      __builtin_prefetch(at + ahead, 0, 2);
-      v[r] = load(at);
+      ahead.ask(byte, r);
+      v[r] = load(w + r * row_bytes + byte);
     }
 #pragma GCC unroll 4
     for (int p = 0; p < kPlanes; p++) {
@@ -124,8 +140,11 @@ inline void tiles(const Product& call, const uint8_t* w, const int8_t* x, int64_
   const int64_t group_bytes = call.row_bytes / call.groups, row = call.row_bytes;
   const int64_t tile_bytes = R * row;
   const int64_t next = (kPrefetch + tile_bytes - 1) / tile_bytes * tile_bytes;
+  // A group is a piece of each row: only whole rows lie one behind the other.
+  const bool whole = call.groups == 1;
   for (int64_t m = 0; m < count; m += 4) {
-    const int64_t ahead = first && m == 0 ? next : 0;  // later activations find the weights here
+    // Later activations find the weights here.
+    const Ahead ahead{w + (first && m == 0 ? next : 0), whole ? R : 1, whole ? kWidth : row, kIntoFirstLevel};
     const int8_t* xm = x + m * x_stride;
     int32_t* out = part + m * part_stride;
     switch (count - m) {
@@ -209,8 +228,9 @@ template <int kBits, int D>
 inline Four grouped_tile(const Product& call, int64_t row, const float* scale) {
   constexpr int kPlanes = 8 / kBits;
   const int64_t group_bytes = call.row_bytes / call.groups, tile_bytes = 4 * call.row_bytes;
-  const int64_t ahead = (kPrefetch + tile_bytes - 1) / tile_bytes * tile_bytes;
   const uint8_t* w = call.data + row * call.row_bytes;
+  const Ahead ahead{w + (kPrefetch + tile_bytes - 1) / tile_bytes * tile_bytes, 4, kWidth, kIntoFirstLevel};
+  const uint8_t* const begin = w;
   const int8_t* x = call.x;
   const int64_t step = call.scale_columns > 1 ? 1 : 0;
   Floats total[4] = {};
@@ -223,7 +243,7 @@ inline Four grouped_tile(const Product& call, int64_t row, const float* scale) {
     for (int64_t byte = 0; byte < group_bytes; byte += kWidth, x += kWidth * kPlanes, w += kWidth)
 #pragma GCC unroll 4
       for (int r = 0; r < 4; r++) {
-        __builtin_prefetch(w + r * call.row_bytes + ahead, 0, 2);
+        ahead.ask(w - begin, r);
         const Bytes v = load(w + r * call.row_bytes);
 #pragma GCC unroll 4
         for (int p = 0; p < kPlanes; p++)

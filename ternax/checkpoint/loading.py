@@ -8,7 +8,6 @@ import itertools
 import pathlib
 from collections.abc import Callable
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -19,6 +18,7 @@ from ternax.checkpoint.manifest import Manifest
 from ternax.config import ModelConfig, first_layers, with_scheme
 from ternax.edit import pack_model
 from ternax.errors import BadModelFile, UsageError
+from ternax.kernels.memory import zeros
 from ternax.kernels.packing import LAYOUT_VERSION
 from ternax.models import MODELS, Decoder
 from ternax.random_weights import abstract_model
@@ -130,7 +130,7 @@ def _filled(path, stored: Manifest, model: Decoder, progress) -> Decoder:
     graph, state = nnx.split(model)
     variables = dict(nnx.to_flat_state(state))
     values = {
-        name: jnp.zeros(variable.get_value().shape, variable.get_value().dtype)
+        name: zeros(variable.get_value().shape, variable.get_value().dtype)
         for name, variable in variables.items()
     }
     with open_files() as (orbax, files):

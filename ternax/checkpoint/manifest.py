@@ -10,7 +10,7 @@ import json
 import pathlib
 from typing import Any
 
-from ternax.config import ModelConfig, RopeScaling
+from ternax.config import ModelConfig, config_from_dict
 from ternax.errors import BadModelFile, UsageError
 
 NAME = "manifest.json"
@@ -128,14 +128,12 @@ def read(path) -> Manifest:
 def _parsed(content: dict[str, Any]) -> Manifest:
     """The Manifest of checked JSON. TypeError and the like for other fields."""
     fields = {key: value for key, value in content.items() if key not in ("format", "version")}
-    config = dict(fields["config"])
-    if config["rope_scaling"] is not None:
-        config["rope_scaling"] = RopeScaling(**config["rope_scaling"])
+    config = config_from_dict(fields["config"])
     leaves = {name: Stored(**leaf) for name, leaf in fields["leaves"].items()}
     leaves = {
         name: dataclasses.replace(leaf, shape=tuple(leaf.shape)) for name, leaf in leaves.items()
     }
-    return Manifest(**(fields | {"config": ModelConfig(**config), "leaves": leaves}))
+    return Manifest(**(fields | {"config": config, "leaves": leaves}))
 
 
 def _sha256(content: dict) -> str:

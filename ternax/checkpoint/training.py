@@ -23,7 +23,7 @@ class TrainCheckpoints:
             state, meta = checkpoints.restore(checkpoints.latest(), like)
 
     A step gets its name when everything in it is written, so one cut off, even by SIGKILL,
-    never counts; its remains go when the next run starts. Leaving the block waits.
+    never counts; its remains are gone by the next run's first save. Leaving the block waits.
     """
 
     def __init__(self, directory, keep: int = 3):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -52,16 +53,17 @@ def init_cache(
     context: int,
     dtype: str = "bf16",
     start: jax.Array | None = None,
+    zeros: Callable[..., jax.Array] = jnp.zeros,
 ) -> KVCache:
-    """An empty cache for `context` tokens a row."""
+    """An empty cache for `context` tokens a row; `zeros` makes its memory."""
     shape = (config.num_layers, batch, config.num_kv_heads, padded_slots(context), config.head_dim)
     start = jnp.zeros((batch,), jnp.int32) if start is None else start
     length = jnp.int32(0)
     if dtype == "int8":
-        k, v = (jnp.zeros(shape, jnp.int8) for _ in "kv")
+        k, v = (zeros(shape, jnp.int8) for _ in "kv")
         k_scale, v_scale = (jnp.zeros(shape[:-1], jnp.float32) for _ in "kv")
         return KVCache(k, v, k_scale, v_scale, start, length)
-    k, v = (jnp.zeros(shape, FLOAT_FORMATS[dtype]) for _ in "kv")
+    k, v = (zeros(shape, FLOAT_FORMATS[dtype]) for _ in "kv")
     return KVCache(k, v, None, None, start, length)
 
 

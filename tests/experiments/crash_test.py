@@ -1,0 +1,19 @@
+"""experiments.crash: a real run, killed and resumed."""
+
+from ternax.experiments import crash
+from ternax.record import read_records
+
+
+def test_a_killed_run_is_told_to_end_as_the_other(tmp_path, capsys):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for i in range(8):
+        (corpus / f"{i}.py").write_text(f"def f{i}(x):\n    return x + {i}\n" * 40)
+    words = ["--times=1", "--steps=20", "--batch=2", "--length=16", "--save_every=3"]
+    code = crash.main([*words, f"--corpus={corpus}", f"--output_dir={tmp_path / 'out'}"])
+    said = capsys.readouterr()
+    assert code == 0, said.out + said.err
+    assert "1 of 1 runs ended as the one that was not killed" in said.out
+    (record,) = read_records(tmp_path / "out" / "results.jsonl")
+    assert record.metrics == {"steps": 20, "kills": 1, "identical_count": 1}
+    assert 0 <= record.samples[0] <= 20
