@@ -15,7 +15,7 @@ from ternax.config import first_layers
 from ternax.errors import UsageError
 from ternax.experiments import flags
 from ternax.interop.tokenizer import Tokenizer, chat_prompt, printable
-from ternax.record import Record, open_store
+from ternax.record import Record, Store, open_store
 from ternax.table import row
 
 # Tokens that end an answer in templates in use, where a vocabulary has them.
@@ -107,8 +107,8 @@ class Conversation:
         self.messages.append({"role": "assistant", "content": said.strip()})
 
 
-def run(conversation: Conversation, lines, write, common: dict) -> list[Record]:
-    """Answers each of `lines`, through `write`; a Record for each answer.
+def run(conversation: Conversation, lines, write, store: Store, common: dict) -> list[Record]:
+    """Answers each of `lines`, through `write`; a Record for each answer, stored as it ends.
 
     common: fields that all records share.
     """
@@ -133,6 +133,7 @@ def run(conversation: Conversation, lines, write, common: dict) -> list[Record]:
                 **common,
             )
         )
+        store.append(records[-1])
     return records
 
 
@@ -193,9 +194,7 @@ def chat(args) -> None:
             seed=args.seed,
             flags=args.command_line,
         )
-        records = run(conversation, typed(), lambda text: print(text, end="", flush=True), common)
-        for record in records:
-            store.append(record)
+        run(conversation, typed(), lambda text: print(text, end="", flush=True), store, common)
     print(f"wrote {store.directory}/results.json")
 
 

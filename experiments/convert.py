@@ -22,6 +22,8 @@ WIDTH = 100
 # Of the float weights' bytes, what a conversion holds at its peak: beside them the packed ones,
 # or the new floats, and one layer's copies and statistics.
 _PEAK = {"packed": 1.4, "floats": 2.3}
+_OF_QUANTIZING = ("calibrate", "floats", "inputs", "seed")
+_OF_TABLES = ("embed_dtype", "head_dtype")
 
 
 def convert_flags(define):
@@ -237,9 +239,12 @@ def save_as(args) -> None:
 
     if not args.output:
         raise UsageError(f"{args.source.name} is packed: --output says where it is to be saved")
-    tables = {"embed_dtype": args.embed_dtype, "head_dtype": args.head_dtype}
-    if args.source.tables != (None, None) or "embed_dtype" not in args.given:
-        del tables["embed_dtype"]
+    unused = [name for name in _OF_QUANTIZING if name in args.given]
+    if unused:
+        raise UsageError(
+            f"--{unused[0]} is for what is quantized here, and {args.source.name} is packed already"
+        )
+    tables = {name: getattr(args, name) for name in _OF_TABLES if name in args.given}
     model = load_stored(args.source, layers=args.layers, **tables)
     save(model, args.output, args.format, tokenizer=stored_tokenizer(args))
     print(f"saved {args.output}, {args.format}: {args.source.name}, codes and scales as they are")

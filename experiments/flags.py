@@ -247,9 +247,10 @@ class Command:
           argv: arguments behind the program's name; None reads sys.argv.
         """
         argv = list(sys.argv[1:] if argv is None else argv)
-        warnings.showwarning = _warn
         try:
-            code = self._run(body, argv)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                code = self._run(body, argv)
             sys.stdout.flush()
             return code
         except BrokenPipeError:

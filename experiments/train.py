@@ -147,7 +147,7 @@ def speed_line(record: Record, compute: str) -> str:
 
 
 def memory_line(record: Record) -> str:
-    peak, planned = (record.metrics.get(f"{name}_memory_bytes") for name in ("peak", "planned"))
+    planned, peak = record.metrics["planned_memory_bytes"], record.metrics.get("peak_memory_bytes")
     if peak is None:
         return f"planned {binary(planned)}"
     off = 100 * (peak / planned - 1)

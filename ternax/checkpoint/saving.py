@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from ternax.checkpoint import manifest
-from ternax.checkpoint.files import WEIGHTS, open_files, sha256, why_not
+from ternax.checkpoint.files import WEIGHTS, first_line, open_files, sha256, why_not
 from ternax.checkpoint.leaves import leaves
 from ternax.checkpoint.manifest import Manifest, Stored
 from ternax.checkpoint.whole import whole_directory
@@ -86,7 +86,12 @@ def _table_format(table: Table | PackedTable) -> str:
 def _write(draft: pathlib.Path, described: Manifest, arrays: dict[str, np.ndarray]) -> None:
     """Fills `draft`."""
     with open_files() as (orbax, files):
-        files.save(draft / WEIGHTS, args=orbax.args.PyTreeSave(arrays))
+        try:
+            files.save(draft / WEIGHTS, args=orbax.args.PyTreeSave(arrays))
+        except OSError:
+            raise
+        except Exception as error:  # a full disk is a ValueError of orbax's
+            raise OSError(first_line(error)) from error
     # It says where the draft was, and no reader asks for it.
     (draft / WEIGHTS / "commit_success.txt").unlink(missing_ok=True)
     (draft / manifest.NAME).write_text(described.text())

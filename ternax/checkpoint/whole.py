@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from ternax.errors import OutputError, TernaxError
+from ternax.errors import OutputError
 
 
 @contextlib.contextmanager
@@ -50,14 +50,11 @@ def whole_directory(path, what: str) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _told(path: pathlib.Path, what: str) -> Iterator[None]:
-    """Errors of the disk as OutputError. A full one comes as OSError or, by orbax, ValueError."""
+    """Errors of the disk as OutputError; all others are what they are."""
     try:
         yield
-    except TernaxError:
-        raise
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {lines[0][:200]}"
+    except OSError as error:
+        why = error.strerror or error
         raise OutputError(f"{path}: {what} cannot be written: {why}") from error
 
 

@@ -10,6 +10,11 @@ from ternax.errors import UsageError
 MATRICES = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
 
 
+class ModelFileWarning(UserWarning):
+    """A model file that can be read, and holds what no training leaves behind, or leaves open
+    what it should say."""
+
+
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a model, by our name -> shape, rows first."""
     width, inner = config.hidden_size, config.num_heads * config.head_dim

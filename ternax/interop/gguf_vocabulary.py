@@ -5,9 +5,11 @@ scores) or "none". Sources: src/llama-vocab.cpp and conversion/base.py of llama.
 """
 
 import json
+import warnings
 from typing import Any
 
 from ternax.errors import BadModelFile, UsageError
+from ternax.interop.foreign import ModelFileWarning
 from ternax.interop.tokenizer import BYTES, ByteTokenizer, FileTokenizer, Tokenizer, _library
 
 _GGML = "tokenizer.ggml."
@@ -50,8 +52,18 @@ def read(path, metadata: dict[str, Any]) -> Tokenizer | None:
         merges = _texts(path, metadata, "merges")
         if not merges and tokens[:BYTES] == byte_letters():
             return ByteTokenizer(len(tokens), () if stop is None else (stop,), template)
-        inner = _bpe(path, tokens, merges, metadata.get(f"{_GGML}pre", "gpt-2"))
-        add = metadata.get(f"{_GGML}add_bos_token", False) is True
+        pre = metadata.get(f"{_GGML}pre")
+        if pre is None:
+            pre = "gpt-2"
+            warnings.warn(
+                f"{path}: {_GGML}pre is missing: texts are split as GPT-2 splits them, which may "
+                "not be how the model was trained",
+                ModelFileWarning,
+                stacklevel=2,
+            )
+        inner = _bpe(path, tokens, merges, pre)
+        # As llama.cpp takes it where the file does not say: with Llama 3's way to split.
+        add = metadata.get(f"{_GGML}add_bos_token", _SPLITS[pre] is not None) is True
     elif model == "llama":
         inner = _sentencepiece(path, tokens, metadata.get(f"{_GGML}scores"))
         add = metadata.get(f"{_GGML}add_bos_token", True) is True
@@ -61,9 +73,10 @@ def read(path, metadata: dict[str, Any]) -> Tokenizer | None:
     inner.add_special_tokens(special)
     return FileTokenizer(
         inner,
-        bos=bos if add else None,
+        bos=bos,
         stop=() if stop is None else (stop,),
         template=template,
+        adds_bos=add,
     )
 
 
@@ -164,11 +177,12 @@ def write(tokenizer: Tokenizer | None, size: int) -> dict[str, Any]:
         if not isinstance(tokenizer, FileTokenizer):
             raise UsageError(f"tokenizer: GGUF has no form of a {type(tokenizer).__name__}")
         found = _described(tokenizer, size)
-        found[f"{_GGML}add_bos_token"] = tokenizer.encode("a") != tokenizer.encode(
-            "a", special=False
-        )
-        first = tokenizer.encode("a")[0]
-        found[f"{_GGML}bos_token_id"] = first if found[f"{_GGML}add_bos_token"] else 0
+        ids = tokenizer.encode("a")
+        adds = ids != tokenizer.encode("a", special=False)
+        found[f"{_GGML}add_bos_token"] = adds
+        bos = ids[0] if adds else tokenizer.bos
+        if bos is not None:
+            found[f"{_GGML}bos_token_id"] = bos
     if tokenizer.stop:
         found[f"{_GGML}eos_token_id"] = tokenizer.stop[0]
     if tokenizer.template:

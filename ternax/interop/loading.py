@@ -21,7 +21,8 @@ from ternax.convert import TensorError, error_of, losses
 from ternax.edit import check_table_dtypes, pack_rows
 from ternax.errors import BadModelFile, UsageError
 from ternax.interop import lint
-from ternax.interop.foreign import MATRICES, Foreign, check
+from ternax.interop.foreign import MATRICES, Foreign, ModelFileWarning, check
+from ternax.kernels.memory import zeros
 from ternax.kernels.packing import bits_to_float
 from ternax.models import Decoder
 from ternax.quant import make_scheme
@@ -29,10 +30,6 @@ from ternax.random_weights import abstract_model
 
 # Rows of a table that are floats at a time.
 _ROWS = 2048
-
-
-class ModelFileWarning(UserWarning):
-    """A model file that can be read, and holds what no training leaves behind."""
 
 
 def load(
@@ -81,7 +78,7 @@ def load(
     graph, state = nnx.split(skeleton)
     variables = dict(nnx.to_flat_state(state))
     values = {
-        path: jnp.zeros(variable.get_value().shape, variable.get_value().dtype)
+        path: zeros(variable.get_value().shape, variable.get_value().dtype)
         for path, variable in variables.items()
     }
     odd: list[str] = []

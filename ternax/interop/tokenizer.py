@@ -71,16 +71,26 @@ class FileTokenizer:
 
     Attributes:
       inner: the tokenizer.
-      bos: the id in front of a text, or None where `inner` puts it there, or nothing is.
+      bos: the id that begins a text, by which templates call it too; None where none does.
+      adds_bos: whether it is put in front here; False where `inner` does it, or nobody.
     """
 
-    def __init__(self, inner, *, bos: int | None, stop: tuple[int, ...], template: str | None):
+    def __init__(
+        self,
+        inner,
+        *,
+        bos: int | None,
+        stop: tuple[int, ...],
+        template: str | None,
+        adds_bos: bool = True,
+    ):
         self.inner, self.bos, self.stop, self.template = inner, bos, stop, template
+        self.adds_bos = adds_bos and bos is not None
         self.size = inner.get_vocab_size()
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         ids = self.inner.encode(text, add_special_tokens=special).ids
-        return [self.bos, *ids] if special and self.bos is not None else ids
+        return [self.bos, *ids] if special and self.adds_bos and self.bos is not None else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.inner.decode(list(ids), skip_special_tokens=False)
@@ -146,8 +156,9 @@ def from_directory(path) -> Tokenizer | None:
     bos = _id(inner, settings.get("bos_token_id"), settings.get("bos_token"))
     ends = settings.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]
-    found = [_id(inner, end, None) for end in ends] + [_id(inner, None, settings.get("eos_token"))]
-    stop = {end for end in found if end is not None}
+    # The one that templates call eos_token comes first.
+    found = [_id(inner, None, settings.get("eos_token")), *(_id(inner, end, None) for end in ends)]
+    stop = dict.fromkeys(end for end in found if end is not None)
     # What a post-processor puts in front, it puts there when special tokens are asked for.
     puts = inner.encode("a").ids[:1] == [bos]
     add = bos is not None and not puts and settings.get("add_bos_token", False) is True
@@ -161,9 +172,10 @@ def from_directory(path) -> Tokenizer | None:
         template = named.get("default")
     return FileTokenizer(
         inner,
-        bos=bos if add else None,
-        stop=tuple(sorted(stop)),
+        bos=bos,
+        stop=tuple(stop),
         template=template if isinstance(template, str) else None,
+        adds_bos=add,
     )
 
 
@@ -176,7 +188,9 @@ def to_directory(tokenizer: Tokenizer, path) -> None:
     inner = tokenizer.inner
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if tokenizer.bos is not None:
-        settings |= {"bos_token": inner.id_to_token(tokenizer.bos), "add_bos_token": True}
+        settings["bos_token"] = inner.id_to_token(tokenizer.bos)
+    if tokenizer.adds_bos:
+        settings["add_bos_token"] = True
     if tokenizer.stop:
         settings["eos_token"] = inner.id_to_token(tokenizer.stop[0])
     if tokenizer.template:

@@ -24,16 +24,16 @@ def model():
 def test_an_answer_is_what_generate_says(model):
     """The template's text is the prompt, and the answer joins the conversation."""
     tokenizer = ByteTokenizer(model.config.vocab_size, stop=())
-    conversation = chat.Conversation(model, tokenizer, system="be brief", **DECODING)
+    conversation = chat.Conversation(model, tokenizer, **DECODING)
     said = "".join(conversation.answer("hello"))
-    prompt = "system: be brief\nuser: hello\nassistant:"
+    prompt = "user: hello\nassistant:"
     ids = np.array([list(prompt.encode())], np.int32)
     expected = ternax.generate(model, ids, max_new_tokens=6)[0, len(prompt) :]
     assert said == tokenizer.decode(expected.tolist())[: len(said)]
     assert conversation.count == 6
-    assert [m["role"] for m in conversation.messages] == ["system", "user", "assistant"]
+    assert [m["role"] for m in conversation.messages] == ["user", "assistant"]
     list(conversation.answer("more"))
-    assert len(conversation.messages) == 5
+    assert len(conversation.messages) == 4
 
 
 def test_an_answer_ends_at_a_stop_token(model, monkeypatch):
@@ -55,7 +55,7 @@ def test_the_vocabulary_says_what_ends_an_answer(model):
 def test_the_command(model, tmp_path, capsys, monkeypatch):
     ternax.save(model, tmp_path / "m.gguf", "gguf:TQ2_0")
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\nagain\n\nnever read\n"))
-    arguments = [f"--config={tmp_path / 'm.gguf'}", "--max_tokens=4"]
+    arguments = [f"--config={tmp_path / 'm.gguf'}", "--max_tokens=4", "--system=be brief"]
     assert chat.main([*arguments, f"--output_dir={tmp_path / 'out'}"]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert "no chat template: plain text; an empty line ends it" in " ".join(out.split())

@@ -139,3 +139,5 @@ def test_a_packed_model_changes_its_format_and_nothing_else(tmp_path, capsys):
     np.testing.assert_array_equal(codes, Weights(model).codes("layers.1.attn.k")[0])
     assert convert.main([arguments[0], "--scheme=twn", f"--output_dir={tmp_path / 'o'}"]) == 2
     assert "is packed already, in absmean" in capsys.readouterr().err
+    assert convert.main([*arguments, "--calibrate=stdlib"]) == 2
+    assert "--calibrate is for what is quantized here" in capsys.readouterr().err

@@ -12,8 +12,10 @@ import ternax
 from ternax.errors import BadModelFile, OutputError, UsageError
 from ternax.interop import gguf_file
 from ternax.interop.gguf import GGUFModel
+from ternax.interop.gguf_saving import architecture
 from ternax.interop.loading import load
 from ternax.interop.weights import Weights
+from ternax.random_weights import random_model
 from tests.checkpoint import stored
 from tests.interop import models
 
@@ -24,15 +26,8 @@ MATRICES = {"layers.1.attn.q": "blk.1.attn_q.weight", "layers.0.mlp.down": "blk.
 
 @pytest.fixture(scope="module")
 def made():
-    """name -> a packed model, made once. f32 tables, so that a file's are the model's."""
-    found = {}
-
-    def get(name):
-        if name not in found:
-            found[name] = models.packed(models.CONFIGS[name], embed_dtype="f32", head_dtype="f32")
-        return found[name]
-
-    return get
+    """name -> a packed model. f32 tables, so that a file's are the model's."""
+    return lambda name: models.packed(models.CONFIGS[name], embed_dtype="f32", head_dtype="f32")
 
 
 @pytest.mark.parametrize("name", models.CONFIGS)
@@ -139,21 +134,51 @@ def test_blocks_of_their_own_scale_become_groups(tmp_path):
 @pytest.mark.parametrize(
     "changes, format, why",
     [
-        (dict(activation="relu2"), "gguf:TQ2_0", "activation relu2 in a llama"),
-        (dict(family="bitnet", head_dim=64), "gguf:TQ2_0", "a head of its own, in a bitnet"),
-        (dict(family="bitnet", tie_embeddings=True), "gguf:TQ2_0", "heads that are not as wide"),
         (dict(scheme="ptqtp"), "gguf:TQ2_0", "two trit-planes"),
-        (dict(scheme="absmean,granularity=row"), "gguf:I2_S", "scales that differ"),
         (dict(intermediate_size=320), "gguf:TQ2_0", "TQ2_0 cannot hold: .* blocks of 256"),
-        (dict(), "gguf:Q4_K", "expected one of TQ1_0, TQ2_0"),
-        (dict(), "ggml", "expected one of orbax, hf, gguf:TQ2_0"),
     ],
 )
 def test_what_no_file_can_hold(tmp_path, changes, format, why):
-    model = models.packed(dataclasses.replace(models.LLAMA, **changes), embed_dtype="int8")
+    config = dataclasses.replace(models.LLAMA, num_layers=1, **changes)
     with pytest.raises(UsageError, match=why):
-        ternax.save(model, tmp_path / "m", format)
+        ternax.save(random_model(config, embed_dtype="int8"), tmp_path / "m", format)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scale_for_each_row_is_no_i2_s(tmp_path):
+    with pytest.raises(UsageError, match="scales that differ"):
+        ternax.save(models.packed(models.ROWS), tmp_path / "m", "gguf:I2_S")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "format, why",
+    [
+        ("gguf:Q4_K", "expected one of TQ1_0, TQ2_0"),
+        ("ggml", "expected one of orbax, hf, gguf:TQ2_0"),
+    ],
+)
+def test_formats_that_are_none(made, tmp_path, format, why):
+    with pytest.raises(UsageError, match=why):
+        ternax.save(made("small-llama"), tmp_path / "m", format)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes, why",
+    [
+        (dict(activation="relu2"), "activation relu2 in a llama"),
+        (dict(family="bitnet", head_dim=64), "a head of its own, in a bitnet"),
+        (dict(family="bitnet", tie_embeddings=True), "heads that are not as wide"),
+        (
+            dict(family="bitnet", tie_embeddings=True, head_dim=64),
+            "scaled rotary frequencies, in a bitnet",
+        ),
+    ],
+)
+def test_what_no_architecture_computes(changes, why):
+    with pytest.raises(UsageError, match=why):
+        architecture(dataclasses.replace(models.LLAMA, **changes))
 
 
 def test_other_files_stay(made, tmp_path):

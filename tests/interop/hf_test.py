@@ -13,6 +13,7 @@ from ternax.errors import BadModelFile, UsageError
 from ternax.interop import hf_saving, safetensors_file
 from ternax.interop.hf_saving import weight_scale
 from ternax.interop.weights import Weights
+from ternax.random_weights import random_model
 from tests.checkpoint import stored
 from tests.interop import models
 
@@ -65,9 +66,9 @@ def packed_as_hf(weights: dict, convention: str) -> dict:
     return found
 
 
-@pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize(
-    "name", ["hf_llama_gqa", "hf_llama_tied", "hf_bitnet_dense", "hf_bitnet_online"]
+    "name, shards",
+    [("hf_llama_gqa", 3), ("hf_llama_tied", 1), ("hf_bitnet_dense", 1), ("hf_bitnet_online", 1)],
 )
 def test_logits_are_transformers(tmp_path, name, shards):
     settings, weights, tokens, logits = golden(name)
@@ -116,7 +117,14 @@ def test_packed_models_come_back(tmp_path, name):
         model.config, source=""
     )
     assert stored.bits(back) == stored.bits(model)
-    assert (np.asarray(back(np.array([[1, 2, 3]]))) == model(np.array([[1, 2, 3]]))).all()
+    ternax.save(model, tmp_path / "b", "hf,convention=bitlinear")
+    settings = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert settings["quantization_config"]["linear_class"] == "bitlinear"
+    mine, theirs = Weights(model), Weights(ternax.load(tmp_path / "b", **TABLES))
+    for each in ("layers.0.attn.q", "layers.1.mlp.down"):
+        (codes, scale), (found, found_scale) = mine.codes(each), theirs.codes(each)
+        np.testing.assert_array_equal(found, codes)
+        np.testing.assert_array_max_ulp(found_scale, scale, 1)  # the inverse of an inverse
 
 
 def test_latent_floats_come_back(tmp_path):
@@ -182,14 +190,19 @@ def test_weight_scales_read_as_they_were(convention):
     [
         (dict(scheme="int8"), "no form of int8 with inputs int8"),
         (dict(scheme="absmean", inputs="none"), "leaves inputs unquantized"),
-        (dict(scheme="absmean,granularity=row"), "scales that differ, and weight_scale is one"),
         (dict(family="bitnet"), "heads that are not as wide"),
     ],
 )
 def test_what_transformers_has_no_form_of(tmp_path, changes, why):
-    model = models.packed(dataclasses.replace(models.LLAMA, **changes))
+    model = random_model(dataclasses.replace(models.LLAMA, num_layers=1, **changes))
     with pytest.raises(UsageError, match=why):
         ternax.save(model, tmp_path / "m", "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scale_for_each_row_is_no_weight_scale(tmp_path):
+    with pytest.raises(UsageError, match="scales that differ, and weight_scale is one"):
+        ternax.save(models.packed(models.ROWS), tmp_path / "m", "hf")
     assert list(tmp_path.iterdir()) == []
 
 

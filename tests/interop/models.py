@@ -1,6 +1,7 @@
 """Small models whose rows are whole blocks of every kind, for the tests of files."""
 
 import dataclasses
+import functools
 
 import jax
 from flax import nnx
@@ -37,6 +38,8 @@ BITNET = dataclasses.replace(
     rope_theta=10000.0,
 )
 RELU2 = dataclasses.replace(BITNET, name="small-relu2", activation="relu2")
+# Scales that differ, which some formats cannot hold.
+ROWS = dataclasses.replace(LLAMA, num_layers=1, scheme="absmean,granularity=row")
 CONFIGS = {config.name: config for config in (LLAMA, BITNET, RELU2)}
 
 
@@ -51,6 +54,7 @@ def floats(config: ModelConfig, seed: int = 0):
     return model
 
 
+@functools.cache
 def packed(config: ModelConfig, seed: int = 0, **packing):
-    """The same, packed."""
+    """The same, packed; made once."""
     return ternax.pack_model(floats(config, seed), **packing)

@@ -8,6 +8,7 @@ from tokenizers import decoders, normalizers, pre_tokenizers
 
 from ternax.errors import BadModelFile, UsageError
 from ternax.interop import gguf_vocabulary
+from ternax.interop.foreign import ModelFileWarning
 from ternax.interop.tokenizer import (
     ByteTokenizer,
     FileTokenizer,
@@ -128,11 +129,40 @@ def test_a_directory_comes_back(tmp_path):
     assert from_directory(tmp_path / "elsewhere") is None
 
 
+def test_a_template_knows_what_begins_a_text(tmp_path):
+    """Also where a post-processor puts it in front, as Llama 3's does, and once through GGUF."""
+    inner = trained(gguf_vocabulary._LLAMA3)
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    (tmp_path / "tokenizer.json").write_text(inner.to_str())
+    words = {"bos_token": "<s>", "eos_token": "</s>", "eos_token_id": [0, 1]}
+    template = "{{ bos_token }}x{{ eos_token }}"
+    settings = json.dumps(words | {"chat_template": template})
+    (tmp_path / "tokenizer_config.json").write_text(settings)
+    one = from_directory(tmp_path)
+    pairs = gguf_vocabulary.write(one, one.size)
+    del pairs[f"{GGML}add_bos_token"]  # old files lack it, and llama.cpp adds it all the same
+    for found in (one, gguf_vocabulary.read("m.gguf", pairs)):
+        assert chat_prompt(found, []) == "<s>x</s>"
+        ids = found.encode("a")
+        assert ids[0] == 0 and ids[1:] == found.encode("a", special=False)
+
+
+def test_a_vocabulary_that_does_not_say_how_it_splits():
+    tokenizer = FileTokenizer(trained(None), bos=None, stop=(), template=None)
+    pairs = gguf_vocabulary.write(tokenizer, tokenizer.size)
+    del pairs[f"{GGML}pre"]
+    with pytest.warns(ModelFileWarning, match="pre is missing: texts are split as GPT-2"):
+        gguf_vocabulary.read("m.gguf", pairs)
+
+
 def test_what_config_json_says_of_ends(tmp_path):
     to_directory(FileTokenizer(trained(None), bos=None, stop=(), template=None), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [0, 1], "bos_token_id": 0}))
     found = from_directory(tmp_path)
-    assert found.stop == (0, 1) and found.bos is None
+    assert found.stop == (0, 1)
+    assert found.encode("a") == found.encode("a", special=False)
     (tmp_path / "chat_template.jinja").write_text("of a file")
     assert from_directory(tmp_path).template == "of a file"
 
