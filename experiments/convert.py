@@ -263,10 +263,16 @@ def convert_model(args) -> None:
     if args.threads is not None:
         measure.limit_threads(args.threads)
     from ternax.convert import check_scheme
-    from ternax.interop.saving import save
+    from ternax.interop.saving import check, save
 
     if args.source.stored and any(name.startswith("config.") for name in args.given):
         raise UsageError("--config.FIELD makes another model; a saved one is converted as it is")
+    if args.output:  # before what takes hours
+        check(args.config, args.output, args.format, tokenizer=stored_tokenizer(args))
+        if args.floats and args.format.startswith("gguf"):
+            raise UsageError("--format=gguf wants packed weights, found --floats")
+    elif "format" in args.given:
+        raise UsageError("--format is of what is saved: --output says where")
     if only_saves(args):
         return save_as(args)
     tied = args.config.tie_embeddings

@@ -52,6 +52,13 @@ def architecture(config: ModelConfig) -> str:
     return "bitnet" if config.activation == "silu" else "bitnet-b1.58"
 
 
+def check(config: ModelConfig, kind: str, i2_s: str = "x86") -> None:
+    """Raises UsageError for what no file can be, whatever the weights are."""
+    if kind not in KINDS or i2_s not in I2_S:
+        raise UsageError(f"gguf: expected one of {', '.join(KINDS)}, found {kind!r} ({i2_s})")
+    architecture(config)
+
+
 def metadata(config: ModelConfig, arch: str, kind: str) -> dict:
     """The key-value pairs that define the model; the vocabulary's come beside them."""
     found = {
@@ -97,8 +104,7 @@ def save(weights: Weights, file, kind: str, i2_s: str, vocabulary: dict) -> None
 
     Raises UsageError: an architecture, a shape or a format without such a form.
     """
-    if kind not in KINDS or i2_s not in I2_S:
-        raise UsageError(f"gguf: expected one of {', '.join(KINDS)}, found {kind!r} ({i2_s})")
+    check(weights.config, kind, i2_s)
     if not weights.packed:
         raise UsageError("gguf: expected a packed model, found latent floats: pack_model first")
     arch = architecture(weights.config)

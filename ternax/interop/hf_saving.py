@@ -36,8 +36,7 @@ def save(
 
     Raises UsageError: transformers has no such model.
     """
-    if convention not in CONVENTIONS:
-        raise UsageError(f"hf: expected one of {', '.join(CONVENTIONS)}, found {convention!r}")
+    check(weights.config, convention)
     quantization, dtype = _form(weights, convention)
     plans: list[Plan] = []
     for name, shape in shapes(weights.config).items():
@@ -51,6 +50,15 @@ def save(
     if quantization is not None:
         settings["quantization_config"] = quantization
     (directory / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def check(config: ModelConfig, convention: str = "autobitlinear") -> None:
+    """Raises UsageError where transformers has no such model, whatever its weights are."""
+    if convention not in CONVENTIONS:
+        raise UsageError(f"hf: expected one of {', '.join(CONVENTIONS)}, found {convention!r}")
+    wide = config.num_heads * config.head_dim == config.hidden_size
+    if config.family == "bitnet" and not wide:
+        raise UsageError(f"hf: {config.name} has heads that are not as wide together as the model")
 
 
 def _form(weights: Weights, convention: str) -> tuple[dict | None, str]:
@@ -80,8 +88,6 @@ def _form(weights: Weights, convention: str) -> tuple[dict | None, str]:
 def described(config: ModelConfig, dtype: str, stop: tuple[int, ...]) -> dict:
     """config.json, without its quantization_config."""
     bitnet = config.family == "bitnet"
-    if bitnet and config.num_heads * config.head_dim != config.hidden_size:
-        raise UsageError(f"hf: {config.name} has heads that are not as wide together as the model")
     found = {
         "architectures": ["BitNetForCausalLM" if bitnet else "LlamaForCausalLM"],
         "model_type": config.family,

@@ -4,8 +4,10 @@ import pathlib
 
 from ternax.checkpoint import manifest, saving
 from ternax.checkpoint.whole import whole_directory, whole_file
+from ternax.config import ModelConfig
 from ternax.errors import OutputError, UsageError
 from ternax.interop import gguf_file, gguf_saving, gguf_vocabulary, hf, hf_saving
+from ternax.interop.gguf import I2_S
 from ternax.interop.tokenizer import BYTES, ByteTokenizer, Tokenizer, to_directory
 from ternax.interop.weights import Weights
 from ternax.models import Decoder
@@ -32,29 +34,52 @@ def save(
       UsageError: a format that does not exist, or cannot hold this model; it says which can.
       OutputError: `path` is something else, or cannot be written.
     """
-    name, _, kind = format.partition(",")[0].partition(":")
-    if tokenizer is None and model.config.vocab_size in _BYTE_VOCABULARY:
-        tokenizer = ByteTokenizer(model.config.vocab_size)
     path = pathlib.Path(path)
-    if name == "orbax" and not kind:
-        parse_options("format", format, ())
-        _check_place(path, manifest.is_saved_model(path))
+    tokenizer = tokenizer or _of_bytes(model.config)
+    name, kind, options = check(model.config, path, format, tokenizer=tokenizer)
+    if name == "orbax":
         saving.save(model, path, beside=lambda draft: _store_tokenizer(tokenizer, draft))
-    elif name == "hf" and not kind:
-        options = parse_options("format", format, ("convention",))
-        _check_place(path, path.is_dir() and (path / hf.CONFIG).is_file())
+    elif name == "hf":
         with whole_directory(path, "the model") as draft:
             stop = tokenizer.stop if tokenizer else ()
-            hf_saving.save(Weights(model), draft, stop=stop, **options)
+            convention = options.get("convention", hf.CONVENTIONS[0])
+            hf_saving.save(Weights(model), draft, convention=convention, stop=stop)
             _store_tokenizer(tokenizer, draft)
-    elif name == "gguf" and kind:
-        i2_s = parse_options("format", format, ("i2_s",)).get("i2_s", "x86")
+    else:
         vocabulary = gguf_vocabulary.write(tokenizer, model.config.vocab_size)
-        _check_place(path, _is_gguf(path))
         with whole_file(path, "the model") as file:
-            gguf_saving.save(Weights(model), file, kind, i2_s, vocabulary)
+            gguf_saving.save(Weights(model), file, kind, options.get("i2_s", I2_S[0]), vocabulary)
+
+
+def check(
+    config: ModelConfig, path, format: str, *, tokenizer: Tokenizer | None = None
+) -> tuple[str, str, dict[str, str]]:
+    """Raises what `save` would, as far as no weights are needed, before any are made.
+
+    Returns the format in parts: its name, GGUF's kind or "", options.
+    """
+    path = pathlib.Path(path)
+    name, _, kind = format.partition(",")[0].partition(":")
+    if name == "orbax" and not kind:
+        options = parse_options("format", format, ())
+        same = manifest.is_saved_model(path)
+    elif name == "hf" and not kind:
+        options = parse_options("format", format, ("convention",))
+        hf_saving.check(config, **options)
+        same = path.is_dir() and (path / hf.CONFIG).is_file()
+    elif name == "gguf" and kind:
+        options = parse_options("format", format, ("i2_s",))
+        gguf_saving.check(config, kind, **options)
+        gguf_vocabulary.write(tokenizer or _of_bytes(config), config.vocab_size)
+        same = _is_gguf(path)
     else:
         raise UsageError(f"format: expected one of {', '.join(FORMATS)}, found {format!r}")
+    _check_place(path, same)
+    return name, kind, options
+
+
+def _of_bytes(config: ModelConfig) -> Tokenizer | None:
+    return ByteTokenizer(config.vocab_size) if config.vocab_size in _BYTE_VOCABULARY else None
 
 
 def _store_tokenizer(tokenizer: Tokenizer | None, directory: pathlib.Path) -> None:

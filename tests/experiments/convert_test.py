@@ -139,5 +139,26 @@ def test_a_packed_model_changes_its_format_and_nothing_else(tmp_path, capsys):
     np.testing.assert_array_equal(codes, Weights(model).codes("layers.1.attn.k")[0])
     assert convert.main([arguments[0], "--scheme=twn", f"--output_dir={tmp_path / 'o'}"]) == 2
     assert "is packed already, in absmean" in capsys.readouterr().err
-    assert convert.main([*arguments, "--calibrate=stdlib"]) == 2
+    assert convert.main([*arguments, "--format=gguf:TQ1_0", "--calibrate=stdlib"]) == 2
     assert "--calibrate is for what is quantized here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, code, why",
+    [
+        (["--output=m", "--format=ggml"], 2, "format: expected one of orbax"),
+        (["--output=m", "--format=gguf:Q4_K"], 2, "gguf: expected one of TQ1_0"),
+        (["--output=m", "--format=hf,convention=x"], 2, "hf: expected one of autobitlinear"),
+        (["--output=.", "--format=gguf:TQ2_0"], 6, "is there and no saved model"),
+        (["--output=m", "--format=gguf:F32", "--floats"], 2, "wants packed weights"),
+        (["--format=hf"], 2, "--output says where"),
+    ],
+)
+def test_what_cannot_be_saved_is_told_before_any_work(
+    tmp_path, monkeypatch, capsys, arguments, code, why
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("notes")
+    assert convert.main([*TINY, *arguments]) == code
+    assert why in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
