@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from . import target
 from .backends import choose
 from .cpu import backend as cpu
 from .packing import bits_to_float, float_to_bits
@@ -68,7 +69,7 @@ def step_attention(
       (f32 [B, T, H, E], k, v, k_scale, v_scale), the cache with T tokens more; zero for a
       query whose row has no slot in use yet.
     """
-    chosen = choose(jax.default_backend(), name=backend).name
+    chosen = choose(target.current().platform, name=backend).name
     if chosen == "cpu":
         return cpu.step(qkv, rope, k, v, k_scale, v_scale, start, length, layer)
     groups, width = k.shape[2], k.shape[4]

@@ -9,6 +9,9 @@ from typing import Any
 
 from . import reference
 from .cpu import backend as cpu
+from .packing import Packed
+from .pallas import backend as mosaic
+from .pallas import tiles
 
 
 class BackendError(ValueError):
@@ -27,6 +30,7 @@ class Backend:
       heuristic: (x, w) -> config, a mapping of the backend's own settings.
       project: (x, norm, w, residual, layer, *, gate, eps) -> see `cpu.backend.project`: the
         product with what stands round it in one call. None: it is composed of XLA's parts.
+      repack: canonical trits -> the layout it reads; None where that is the canonical one.
     """
 
     name: str
@@ -34,17 +38,19 @@ class Backend:
     run: Callable[..., Any]
     heuristic: Callable[[Any, Any], Mapping[str, Any]]
     project: Callable[..., Any] | None = None
+    repack: Callable[[Packed], Packed] | None = None
 
 
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend("cpu", cpu.why_not, cpu.run, cpu.heuristic, cpu.project),
+    "mosaic": Backend("mosaic", mosaic.why_not, mosaic.run, mosaic.heuristic, repack=tiles.repack),
     "reference": Backend("reference", reference.why_not, reference.run, reference.heuristic),
 }
 
 # Fastest first. Platforms not named here try the reference alone.
 ORDER: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
-    "gpu": ("reference",),
+    "gpu": ("mosaic", "reference"),
 }
 
 

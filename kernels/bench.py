@@ -196,6 +196,12 @@ def reader(data: jax.Array):
     return rate
 
 
+def repacked(backend: str, w: Packed) -> Packed:
+    """Trits in the order that a backend reads."""
+    repack = BACKENDS[backend.partition(":")[0]].repack
+    return w if repack is None or w.format != "trit2" else jax.jit(repack)(w)
+
+
 def measure(backends, shape, batches, seconds: float):
     """Yields one record for each backend and batch of one shape, whose weights are made once."""
     name, k_size, n, format = shape
@@ -208,8 +214,9 @@ def measure(backends, shape, batches, seconds: float):
         if format != "trit2":
             x = x.astype(jnp.float32)
         for backend in backends:
+            own = repacked(backend, w)
             try:
-                _products(backend, x, w).block_until_ready()  # compiles
+                _products(backend, x, own).block_until_ready()  # compiles
             except (KeyError, TypeError, ValueError) as error:
                 if isinstance(error, UsageError) or not settings(backend):
                     raise
@@ -220,7 +227,7 @@ def measure(backends, shape, batches, seconds: float):
             while len(samples) < MIN_SAMPLES or time.perf_counter() < stop:
                 rates.append(read())
                 start = time.perf_counter()
-                _products(backend, x, w).block_until_ready()
+                _products(backend, x, own).block_until_ready()
                 samples.append((time.perf_counter() - start) * 1e3 / layers)
             median, rate = statistics.median(samples), statistics.median(rates)
             packed = data.nbytes / layers / median / 1e6

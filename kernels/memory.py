@@ -13,10 +13,9 @@ _LARGE_BYTES = 1 << 22
 def zeros(shape: tuple[int, ...], dtype) -> jax.Array:
     """As jnp.zeros; on a CPU with its library, large ones on huge pages (2 MiB on x86).
 
-    Weights are streamed once a step, and where a page table holds 4 KiB pages, as malloc's
-    are, a step of 2b4t looks up 200,000 of them: decoding took 1.05 to 1.5 times as long on
-    a virtual machine, where a look-up is dear (results/README.md). Only the first touch of
-    memory decides which pages it gets, so it is the library that clears it.
+    Weights are streamed once a step: with the 4 KiB pages that malloc gets, a step of 2b4t
+    needs 200,000 entries of the page table. Only the first touch of memory decides which
+    pages it lies on, so it is the library that clears it.
     """
     large = np.prod(shape) * jnp.dtype(dtype).itemsize >= _LARGE_BYTES
     if large and jax.default_backend() == "cpu" and cpu.why_not("cpu", None, None) is None:

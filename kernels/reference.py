@@ -84,10 +84,10 @@ def run(
     flat = digits.reshape(-1, digits.shape[-1])
     if x_scale is None:
         return _blocked(flat, w, layer, lambda acc, p, g, n0: acc, config)
-    return _blocked(flat, w, layer, _combine(digits, x_scale, w, layer), config)
+    return _blocked(flat, w, layer, combine(digits, x_scale, w, layer), config)
 
 
-def _combine(digits, x_scale, w: Packed, layer):
+def combine(digits, x_scale, w: Packed, layer):
     """The float half: accumulators of one (plane, group) -> their share of y.
 
     y = sum over planes and groups of x_scale * scale * (acc + zero * sum of x), with

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import reference
+from . import reference, target
 from .backends import BACKENDS, BackendError, choose
 from .packing import BLOCK, DIGIT_BASE, FLOAT_FORMATS, FORMATS, Packed
+from .pallas import tiles
 
 # Balanced base-128 digits of a float activation: v = d0 + 128 d1 + 16384 d2, |v| <= LIMIT.
 NUM_DIGITS = 3
@@ -99,7 +100,7 @@ def ternary_matmul(
         floats = rows.astype(jnp.float32) * (1.0 if x_scale is None else x_scale.reshape(-1, 1))
         y = _dense_matmul(floats, stacked, index).astype(out_dtype)
         return y.reshape(*x.shape[:-1], w.shape[1])
-    chosen = choose(jax.default_backend(), rows, stacked, backend)
+    chosen = choose(target.current().platform, rows, stacked, backend)
     settings = tuple((config or chosen.heuristic(rows, stacked)).items())
     out_dtype = jnp.dtype(out_dtype)
     if jnp.issubdtype(x.dtype, jnp.floating):
@@ -117,8 +118,13 @@ def ternary_matmul_transposed(g: jax.Array, w: Packed, *, layer=None) -> jax.Arr
     """g W^T, f32: the gradient of y = x W. g: [..., N] -> [..., K]. Reference backend."""
     stacked = w if w.data.ndim == 4 else jax.tree.map(lambda leaf: leaf[None], w)
     index = jnp.asarray(0 if layer is None else layer, jnp.int32)
-    dx = reference.transposed(g.reshape(-1, g.shape[-1]), stacked, index)
+    dx = _transposed(g.reshape(-1, g.shape[-1]), stacked, index)
     return dx.reshape(*g.shape[:-1], w.shape[0])
+
+
+def _transposed(g, w: Packed, layer):
+    """`reference.transposed` of any layout."""
+    return reference.transposed(g, tiles.canonical(w) if w.layout == tiles.LAYOUT else w, layer)
 
 
 def _run(static, digits, x_scale, w: Packed, layer):
@@ -139,7 +145,7 @@ def _float_fwd(static, x, w, layer):
 
 def _float_bwd(static, saved, g):
     w, layer, like = saved
-    dx = reference.transposed(g.astype(jnp.float32), w, layer)
+    dx = _transposed(g.astype(jnp.float32), w, layer)
     return dx.astype(like.dtype), _no_gradient(w), _no_gradient(layer)
 
 
@@ -153,7 +159,7 @@ def _dense_matmul(x, w, layer):
 
 _dense_matmul.defvjp(
     lambda x, w, layer: (_dense_matmul(x, w, layer), (w, layer)),
-    lambda saved, g: (reference.transposed(g, *saved), *map(_no_gradient, saved)),
+    lambda saved, g: (_transposed(g, *saved), *map(_no_gradient, saved)),
 )
 
 
@@ -198,11 +204,12 @@ def validate(x, w: Packed, layer, x_scale, out_dtype) -> None:
     if x.shape[-1] != k_size:
         raise ValueError(f"x has {x.shape[-1]} columns, W has K = {k_size} rows")
     integer = w.format in FORMATS
-    row = FORMATS[w.format].row_bytes(k_size) if integer else k_size
-    if w.data.shape[-2:] != (n, row):
+    rows = (n, FORMATS[w.format].row_bytes(k_size) if integer else k_size)
+    if w.layout == tiles.LAYOUT:
+        rows = tiles.data_shape(w.shape)
+    if w.data.shape[-2:] != rows:
         raise ValueError(
-            f"packed data must end in {(n, row)} for W {k_size}x{n} in {w.format}, "
-            f"found {w.data.shape}"
+            f"packed data must end in {rows} for W {k_size}x{n} in {w.format}, found {w.data.shape}"
         )
     if (w.data.ndim == 4) != (layer is not None):
         raise ValueError(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ternax.kernels import target
 from ternax.kernels.backends import choose
 from ternax.kernels.packing import FORMATS, Packed
 from ternax.kernels.ternary_matmul import (
@@ -240,7 +241,7 @@ def _in_one_call(static: Static, x, w: Packed, layer) -> Callable[..., jax.Array
             raise ValueError(f"a gated x needs two equal halves, found {x.shape[-1]} columns")
     rows = jax.ShapeDtypeStruct((math.prod(x.shape[:-1]), columns), jnp.int8)
     validate(rows, w, layer, jax.ShapeDtypeStruct((*rows.shape[:-1], 1), jnp.float32), jnp.float32)
-    return choose(jax.default_backend(), rows, w, static.backend).project
+    return choose(target.current().platform, rows, w, static.backend).project
 
 
 def _composed(static: Static, x, norm, w: Packed, residual, layer):

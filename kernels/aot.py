@@ -1,0 +1,278 @@
+"""Compiles the GPU kernels for a GPU that is not there, and tells what the compiler made.
+
+    python -m ternax.kernels.aot --device=h200 --shapes=70b --rows=1,16
+
+One JSON line a kernel, shape and number of rows: registers, spills, shared memory and the
+instructions of the main loop for each weight. It runs on any CPU, with jax's CUDA plugin as
+the compiler and NVIDIA's ptxas and nvdisasm. Nothing is timed, so nothing here is a speed.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from . import sass, target
+from .pallas import backend, tiles
+from .shapes import SHAPES
+
+# XLA's GpuTargetConfigProto. It withholds CUDA graphs from a target whose versions are absent.
+_PROTO = """
+gpu_device_info {{
+  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth} l2_cache_size: {l2} clock_rate_ghz: 1.98
+  device_memory_size: {memory}
+  cuda_compute_capability {{ major: 9 minor: 0 }}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+runtime_version {{ major: 13 minor: 0 patch: 0 }}
+dnn_version_info {{ major: 9 minor: 12 patch: 0 }}
+device_description_str: "{kind}"
+"""
+# NVIDIA's data sheets of the SXM modules; L2 of GH100 as both have it.
+_H200 = dict(cores=132, bandwidth=4_800_000_000_000, l2=60 << 20, memory=141_000_000_000)
+_H100 = dict(cores=132, bandwidth=3_350_000_000_000, l2=50 << 20, memory=80_000_000_000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A GPU to compile for: what kernels ask of it, and what XLA does."""
+
+    target: target.Target
+    proto: str
+
+
+def _device(kind: str, numbers: dict[str, int]) -> Device:
+    cores = numbers["cores"]
+    return Device(
+        target.Target("gpu", kind, "9.0", cores, present=False), _PROTO.format(kind=kind, **numbers)
+    )
+
+
+DEVICES = {
+    "h200": _device("NVIDIA H200", _H200),
+    "h100": _device("NVIDIA H100 80GB HBM3", _H100),
+}
+
+# Of a stack that is compiled for: enough that a copy of a layer would show.
+_LAYERS = 4
+
+
+class UsageError(ValueError):
+    """A name or number that cannot be used, or a tool that is not here; exit code 2."""
+
+
+def why_not() -> str | None:
+    """None where GPU kernels can be compiled and read here; else what is missing, in one line."""
+    if jax.__version_info__ < backend.MIN_JAX:
+        return f"it needs jax 0.11.2 or later (Python 3.12), found {jax.__version__}"
+    pip = f"pip install --no-deps jax-cuda13-plugin=={jax.__version__}"
+    try:
+        found = importlib.metadata.version("jax-cuda13-plugin")
+    except importlib.metadata.PackageNotFoundError:
+        return f"it needs jax's CUDA plugin: {pip} jax-cuda13-pjrt=={jax.__version__}"
+    if found != jax.__version__:
+        return f"jax is {jax.__version__}, its CUDA plugin {found}: {pip}"
+    for tool, package in (("ptxas", "nvidia-cuda-nvcc"), ("nvdisasm", "nvidia-cuda-nvdisasm")):
+        if _tool(tool) is None:
+            return f"it needs {tool}, in PATH or from pip install {package}"
+    return None
+
+
+def _tool(name: str) -> str | None:
+    """Path of one of NVIDIA's tools: in PATH, or in a wheel beside jax."""
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *_wheels()]))
+
+
+def _wheels() -> list[str]:
+    spec = importlib.util.find_spec("nvidia")
+    return [f"{path}/cu13/bin" for path in (spec.submodule_search_locations or [])] if spec else []
+
+
+@functools.cache
+def sharding(name: str) -> SingleDeviceSharding:
+    """Where arguments of a program lie that is compiled for DEVICES[name].
+
+    To be asked for before jax first looks at its devices: later it takes up no plugin.
+    """
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    jax.config.update("jax_platforms", "cpu")
+    topology = topologies.get_topology_desc(
+        name, "cuda", target_config=DEVICES[name].proto, topology="1x1x1"
+    )
+    return SingleDeviceSharding(topology.devices[0])
+
+
+def compile_for(name: str, function, *arguments) -> jax.stages.Compiled:
+    """`jit(function)` for DEVICES[name]; arguments are arrays or their shapes, in pytrees."""
+    where = sharding(name)
+    there = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), arguments
+    )
+    with target.compiling_for(DEVICES[name].target):
+        return jax.jit(function).trace(*there).lower(lowering_platforms=("cuda",)).compile()
+
+
+@contextlib.contextmanager
+def dumped_kernels():
+    """Yields a folder in which Mosaic GPU leaves what it compiles within: PTX and resources.
+
+    A kernel that this process compiled before is not compiled again, and leaves nothing. On
+    stderr Mosaic says that it found no nvdisasm for itself; `inspect` has its own.
+    """
+    before = os.environ.get("MOSAIC_GPU_DUMP_TO")
+    cached = jax.config.jax_enable_compilation_cache
+    with tempfile.TemporaryDirectory(prefix="ternax-aot-") as folder:
+        os.environ["MOSAIC_GPU_DUMP_TO"] = folder
+        jax.config.update("jax_enable_compilation_cache", False)
+        try:
+            yield pathlib.Path(folder)
+        finally:
+            jax.config.update("jax_enable_compilation_cache", cached)
+            os.environ.pop("MOSAIC_GPU_DUMP_TO")
+            if before is not None:
+                os.environ["MOSAIC_GPU_DUMP_TO"] = before
+
+
+def inspect(folder: pathlib.Path) -> dict:
+    """What ptxas makes of the one kernel dumped in `folder`."""
+    [ptx] = folder.glob("*.ptx")
+    cubin = folder / "kernel.cubin"
+    arch = re.findall(r"\.target (\w+)", ptx.read_text())[0]
+    made = _run("ptxas", "-v", f"-arch={arch}", str(ptx), "-o", str(cubin))
+    loop = sass.main_loop(_run("nvdisasm", "-c", str(cubin)))
+    [resources] = folder.glob("*.resources.txt")
+    shared = re.findall(r"smem_scratch_bytes=(\d+)", resources.read_text())[0]
+    return {
+        **sass.resources(made),
+        "shared_bytes": int(shared),
+        "issued_per_weight": round(loop.issued_per_weight, 4),
+        "alu_per_weight": round(loop.alu_per_weight, 4),
+        "loop": loop.instructions,
+    }
+
+
+def _run(tool: str, *arguments: str) -> str:
+    done = subprocess.run([_tool(tool) or tool, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise UsageError(f"{tool} failed: {(done.stderr or done.stdout).strip().splitlines()[0]}")
+    return done.stdout + done.stderr
+
+
+def decode_report(device: str, name: str, k_size: int, n: int, rows: int) -> dict:
+    """The record of the decode kernel on one layer of a stack, for `rows` rows of activations."""
+    kernel = _decode_kernel(device, k_size, n, -(-rows // 8) * 8)
+    return {
+        "kind": "compiled",
+        "kernel": "decode",
+        "device": DEVICES[device].target.kind,
+        "shape": name,
+        "k": k_size,
+        "n": n,
+        "rows": rows,
+        **kernel,
+        "jax": jax.__version__,
+        "ptxas": _run("ptxas", "--version").strip().splitlines()[-1],
+    }
+
+
+@functools.cache
+def _decode_kernel(device: str, k_size: int, n: int, rows: int) -> dict:
+    """What is compiled for it; rows in eights, as the kernel pads them."""
+    from .pallas import decode
+
+    shape, config = (k_size, n), decode.heuristic(DEVICES[device].target.core_count)
+    weights = jax.ShapeDtypeStruct((_LAYERS, 1, *tiles.data_shape(shape)), jnp.uint8)
+    with dumped_kernels() as folder:
+        compiled = compile_for(
+            device,
+            lambda x, data, layer: decode.accumulate(x, data, shape, layer, config),
+            jax.ShapeDtypeStruct((rows, k_size), jnp.int8),
+            weights,
+            jax.ShapeDtypeStruct((), jnp.int32),
+        )
+        found = inspect(folder)
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise UsageError("the compiler plans no memory: jax and its CUDA plugin do not match")
+    return {
+        "config": config,
+        **found,
+        "layer_bytes": math.prod(weights.shape) // _LAYERS,
+        "temporary_bytes": memory.temp_size_in_bytes,
+    }
+
+
+def find_shapes(names: str) -> list[tuple[str, int, int]]:
+    """(name, K, N) of "70b" (all ternary parts of a model) or "70b:down", behind commas."""
+    found = []
+    for name in names.split(","):
+        model, _, part = name.partition(":")
+        parts = {key: shape for key, shape in SHAPES.get(model, {}).items() if key != "head"}
+        if not parts or part and part not in parts:
+            raise UsageError(
+                f"--shapes: expected one of {', '.join(SHAPES)}, alone or as model:part with part "
+                f"among qkv, o, gate_up, down; found {name!r}"
+            )
+        found += [(f"{model}:{key}", *parts[key]) for key in ([part] if part else parts)]
+    return found
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UsageError(message)
+
+
+def main(argv=None) -> int:
+    parser = _Parser(prog="python -m ternax.kernels.aot", allow_abbrev=False)
+    flag = functools.partial(parser.add_argument, metavar="...")
+    flag("--device", default="h200", help=f"of {', '.join(DEVICES)} [h200]")
+    flag("--shapes", default="70b", help="a model or model:part, behind commas [70b]")
+    flag("--rows", default="1,16", help="rows of activations, 1 to 16, behind commas [1,16]")
+    try:
+        args = parser.parse_args(argv)
+        if args.device not in DEVICES:
+            raise UsageError(
+                f"--device: expected one of {', '.join(DEVICES)}, found {args.device!r}"
+            )
+        rows = args.rows.split(",")
+        if not all(text.isdecimal() and 1 <= int(text) <= 16 for text in rows):
+            raise UsageError(f"--rows: expected integers from 1 to 16, found {args.rows!r}")
+        shapes = find_shapes(args.shapes)
+        if reason := why_not():
+            raise UsageError(f"cannot compile ahead of time here: {reason}")
+        for shape in shapes:
+            for count in rows:
+                print(json.dumps(decode_report(args.device, *shape, int(count))), flush=True)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Which calls the GPU backend takes, on GPUs that are not here, and what it says of the rest."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ternax.kernels import packing, target
+from ternax.kernels.backends import BACKENDS, BackendError, choose
+from ternax.kernels.packing import Packed
+from ternax.kernels.pallas import tiles
+from ternax.kernels.ternary_matmul import ternary_matmul, ternary_matmul_transposed
+
+H200 = target.Target("gpu", "NVIDIA H200", "9.0", 132, present=False)
+OLD = jax.__version_info__ < (0, 11, 2)
+
+
+def weight(k_size=32, n=3, groups=1, format="trit2") -> Packed:
+    values = np.random.default_rng(0).integers(-1, 2, (1, k_size, n)).astype(np.int8)
+    data = jnp.asarray(packing.pack_numpy(values, format))
+    return Packed(data, jnp.ones((1, groups, 1)), None, format, shape=(k_size, n))
+
+
+def test_it_names_the_platform():
+    assert BACKENDS["mosaic"].why_not("cpu", None, None) == "it runs on gpu, this is cpu"
+
+
+@pytest.mark.skipif(not OLD, reason="this jax is new enough")
+def test_it_names_the_jax_it_needs():
+    reason = BACKENDS["mosaic"].why_not("gpu", None, None)
+    assert reason == f"it needs jax 0.11.2 or later (Python 3.12), found {jax.__version__}"
+
+
+@pytest.mark.skipif(OLD, reason="this jax is too old, which is said first")
+@pytest.mark.parametrize(
+    "changes, w, reason",
+    [
+        ({}, None, None),
+        ({}, tiles.repack(weight()), None),
+        (
+            dict(kind="NVIDIA L40S", compute_capability="8.9"),
+            None,
+            "it needs compute capability 9.0 (H100, H200), NVIDIA L40S has 8.9",
+        ),
+        ({}, weight(), f"it reads the layout {tiles.LAYOUT!r}, found 'canonical'"),
+        ({}, weight(groups=2), "it takes one scale group along K, found 2"),
+        ({}, weight(format="int8"), "it multiplies trit2, found int8"),
+        (
+            {},
+            dataclasses.replace(weight(), shape=(1 << 19, 3)),
+            "its accumulators hold K up to 524287, found 524288",
+        ),
+    ],
+)
+def test_it_says_what_it_cannot_do(changes, w, reason):
+    with target.compiling_for(dataclasses.replace(H200, **changes)):
+        assert BACKENDS["mosaic"].why_not("gpu", None, w) == reason
+
+
+@pytest.mark.skipif(OLD, reason="this jax is too old for the kernels")
+def test_tiles_choose_it_and_canonical_bytes_the_reference():
+    with target.compiling_for(H200):
+        assert choose("gpu", w=tiles.repack(weight())).name == "mosaic"
+        assert choose("gpu", w=weight()).name == "reference"
+        assert BACKENDS["mosaic"].heuristic(None, None)["blocks"] == 132
+    assert target.current().platform == "cpu"
+
+
+def test_nothing_else_reads_tiles():
+    x, w = jnp.ones((1, 32)), tiles.repack(weight())
+    with pytest.raises(BackendError, match="cpu: it reads the canonical layout.*reference: it"):
+        ternary_matmul(x, w)
+    with pytest.raises(ValueError, match=r"must end in \(1, 16384\) for W 32x3"):
+        ternary_matmul(x, dataclasses.replace(w, data=weight().data))
+
+
+def test_the_gradient_of_tiles_is_that_of_the_canonical_bytes():
+    g, w = jnp.ones((2, 3)), weight()
+    np.testing.assert_array_equal(
+        ternary_matmul_transposed(g, tiles.repack(w)), ternary_matmul_transposed(g, w)
+    )
