@@ -9,8 +9,10 @@ what it was: the weight itself, and with --calibrate also its outputs. `ternax.c
 import dataclasses
 import sys
 import textwrap
+from typing import Any
 
 from ternax import cost, measure
+from ternax.checkpoint.manifest import Manifest
 from ternax.errors import DoesNotFit, UsageError
 from ternax.experiments import flags
 from ternax.record import Record, Store, open_store
@@ -20,6 +22,8 @@ WIDTH = 100
 # Of the float weights' bytes, what a conversion holds at its peak: beside them the packed ones,
 # or the new floats, and one layer's copies and statistics.
 _PEAK = {"packed": 1.4, "floats": 2.3}
+_OF_QUANTIZING = ("calibrate", "floats", "inputs", "seed")
+_OF_TABLES = ("embed_dtype", "head_dtype")
 
 
 def convert_flags(define):
@@ -49,7 +53,8 @@ def convert_flags(define):
         "how the head is packed",
         default_text="int8; tied: as embed_dtype",
     )
-    define.string("output", None, "save the converted model there", form="DIR", default_text="no")
+    define.string("output", None, "save the converted model there", form="PATH", default_text="no")
+    define.string("format", "orbax", "of --output: orbax, hf, gguf:TQ2_0, gguf:TQ1_0, ...")
 
 
 def run(
@@ -77,19 +82,37 @@ def run(
       watch: called with each `TensorError`.
       options: packed, inputs, embed_dtype, head_dtype, backend, as for `ternax.convert`.
     """
-    import jax
-
     from ternax.convert import convert
 
-    records: list[Record] = []
-    common = Record(
-        experiment="convert",
-        config=model.config.name,
+    def quantize(seen):
+        return convert(model, scheme, calibration=calibration, seed=seed, watch=seen, **options)[0]
+
+    config = dataclasses.replace(
+        model.config,
         scheme=scheme or model.config.scheme,
         inputs=options.get("inputs") or model.config.inputs,
+    )
+    common = dict(calibration=calibration, seed=seed, note=note, flags_text=flags_text)
+    return recorded(quantize, config, store, watch=watch, **common)[1]
+
+
+def recorded(
+    quantize, config, store: Store, *, calibration=None, seed=0, note="", flags_text="", watch
+) -> tuple[Any, list[Record]]:
+    """(the model, a Record for each weight and one for all) of `quantize(seen)`, which makes the
+    model of `config` and calls `seen` with each `TensorError`; the rest as for `run`."""
+    import jax
+
+    records: list[Record] = []
+    errors: list[Any] = []
+    common = Record(
+        experiment="convert",
+        config=config.name,
+        scheme=config.scheme,
+        inputs=config.inputs,
         backend="",
         device=measure.device_name(jax.devices()[0]),
-        layers=model.config.num_layers,
+        layers=config.num_layers,
         batch=0 if calibration is None else len(calibration.tokens),
         context=0 if calibration is None else calibration.tokens.shape[1],
         phase="convert",
@@ -115,9 +138,10 @@ def run(
             metrics["output_snr_db"] = error.output_snr_db
         size = " x ".join(map(str, error.shape))
         keep(f"{error.name} [{size}]", metrics, (error.seconds,))
+        errors.append(error)
         watch(error)
 
-    _, errors = convert(model, scheme, calibration=calibration, seed=seed, watch=seen, **options)
+    model = quantize(seen)
     sizes = [error.shape[0] * error.shape[1] for error in errors]
 
     def mean(name):
@@ -128,7 +152,7 @@ def run(
     metrics["ternary_parameters"] = sum(sizes)
     total = f"mean of {len(errors)} weights by size"
     keep(total, metrics, (sum(error.seconds for error in errors),))
-    return records
+    return model, records
 
 
 def start(args):
@@ -141,8 +165,6 @@ def start(args):
 
     source, stored = args.source, args.source.directory is not None and not args.source.boxed
     config = first_layers(args.config, args.layers)
-    if stored and any(name.startswith("config.") for name in args.given):
-        raise UsageError("--config.FIELD makes another model; a saved one is converted as it is")
     need = int(4 * cost.count_parameters(config)[0] * _PEAK["floats" if args.floats else "packed"])
     free = cost.available_bytes()
     if free is not None and need > free:
@@ -151,6 +173,11 @@ def start(args):
             f"{binary(free)}; take fewer --layers or a smaller --config"
         )
     if stored:
+        if source.stored.packed:
+            raise UsageError(
+                f"{source.name} is packed already, in {source.config.scheme}: leave "
+                "--scheme out to save it in another format"
+            )
         model = load(source.directory, packed=False, layers=args.layers)
         return model, args.scheme if "scheme" in args.given else None, "saved floats"
     config = dataclasses.replace(config, scheme="none,dtype=f32", inputs="none")
@@ -191,37 +218,105 @@ HEADING = (
 )
 
 
+def streams(args) -> bool:
+    """Whether another program's floats are quantized as they are read, never whole in memory."""
+    stored = args.source.stored
+    foreign = stored is not None and not isinstance(stored, Manifest)
+    return foreign and not stored.packed and args.calibrate is None and not args.floats
+
+
+def only_saves(args) -> bool:
+    """Whether the model is packed, and so what remains is to save it in another format."""
+    stored = args.source.stored
+    asked = not args.source.boxed or "format" in args.given
+    return stored is not None and stored.packed and asked and "scheme" not in args.given
+
+
+def save_as(args) -> None:
+    """A packed model in another format: codes and scales as they are."""
+    from ternax.engine import load_stored
+    from ternax.interop.saving import save
+
+    if not args.output:
+        raise UsageError(f"{args.source.name} is packed: --output says where it is to be saved")
+    unused = [name for name in _OF_QUANTIZING if name in args.given]
+    if unused:
+        raise UsageError(
+            f"--{unused[0]} is for what is quantized here, and {args.source.name} is packed already"
+        )
+    tables = {name: getattr(args, name) for name in _OF_TABLES if name in args.given}
+    model = load_stored(args.source, layers=args.layers, **tables)
+    save(model, args.output, args.format, tokenizer=stored_tokenizer(args))
+    print(f"saved {args.output}, {args.format}: {args.source.name}, codes and scales as they are")
+
+
+def stored_tokenizer(args):
+    """What is stored with the model; None, a token a byte or none at all, where nothing is."""
+    from ternax.interop.tokenizer import FileTokenizer
+
+    found = args.source.tokenizer() if args.source.directory else None
+    return found if isinstance(found, FileTokenizer) else None
+
+
 def convert_model(args) -> None:
     """The command: calibrate, convert, say what was lost, save."""
     if args.threads is not None:
         measure.limit_threads(args.threads)
-    from ternax.checkpoint.saving import save
     from ternax.convert import check_scheme
+    from ternax.interop.saving import check, save
 
+    if args.source.stored and any(name.startswith("config.") for name in args.given):
+        raise UsageError("--config.FIELD makes another model; a saved one is converted as it is")
+    if args.output:  # before what takes hours
+        check(args.config, args.output, args.format, tokenizer=stored_tokenizer(args))
+        if args.floats and args.format.startswith("gguf"):
+            raise UsageError("--format=gguf wants packed weights, found --floats")
+    elif "format" in args.given:
+        raise UsageError("--format is of what is saved: --output says where")
+    if only_saves(args):
+        return save_as(args)
     tied = args.config.tie_embeddings
     head = args.head_dtype or (args.embed_dtype if tied else "int8")
+    tables = dict(embed_dtype=args.embed_dtype, head_dtype=head)
     calibration, told = calibration_of(args, args.config)
-    model, scheme, origin = start(args)
-    check_scheme(model, scheme, packed=not args.floats)
+    common = dict(flags_text=args.command_line, watch=lambda error: print(line(error), flush=True))
+    if streams(args):
+        origin = "floats of a file, as they are read"
+    else:
+        model, scheme, origin = start(args)
+        check_scheme(model, scheme, packed=not args.floats)
     with open_store(args.output_dir, "convert", args.config.name, args.scheme) as store:
         title = f"convert {args.config.name}, {origin}, to {args.scheme}; {told}"
         print(row("ternax", title), HEADING, sep="\n", flush=True)
-        *_, total = run(
-            model,
-            scheme,
-            store,
-            calibration=calibration,
-            seed=args.seed,
-            note=f"{origin}; {told}",
-            flags_text=args.command_line,
-            watch=lambda error: print(line(error), flush=True),
-            packed=not args.floats,
-            inputs=args.inputs,
-            embed_dtype=args.embed_dtype,
-            head_dtype=head,
-        )
+        note = f"{origin}; {told}"
+        if streams(args):
+            from ternax.config import first_layers
+            from ternax.interop.loading import load
+
+            way = dict(scheme=args.scheme, inputs=args.inputs, layers=args.layers, **tables)
+            model, records = recorded(
+                lambda seen: load(args.source.stored, watch=seen, **way),
+                first_layers(args.config, args.layers),
+                store,
+                note=note,
+                **common,
+            )
+        else:
+            records = run(
+                model,
+                scheme,
+                store,
+                calibration=calibration,
+                seed=args.seed,
+                note=note,
+                packed=not args.floats,
+                inputs=args.inputs,
+                **tables,
+                **common,
+            )
         if args.output:
-            save(model, args.output)
+            save(model, args.output, args.format, tokenizer=stored_tokenizer(args))
+    total = records[-1]
     m = total.metrics
     print(
         textwrap.fill(
@@ -246,6 +341,10 @@ COMMAND = flags.Command(
         ("--config=tiny-llama --scheme=gptq --calibrate=stdlib", "GPTQ on Python's own sources"),
         ("--config=1b --layers=2 --scheme=ptqtp", "two trit-planes, two layers, no calibration"),
         ("--config=tiny-bitnet --scheme=nf4 --floats", "a format to compare with, as floats"),
+        (
+            "--config=path/to/llama --scheme=ls --output=mine.gguf --format=gguf:TQ2_0",
+            "a Hugging Face model, quantized as it is read, for llama.cpp",
+        ),
     ),
     default_config="tiny-llama",
 )

@@ -7,10 +7,12 @@ compiles, warms up, then times prefill and decode. `ternax.decoding` measures; h
 are the flags, the choice of a model that fits, and the last words.
 """
 
+import contextlib
 import dataclasses
 import shlex
 import sys
 import textwrap
+from typing import Any
 
 from ternax import cost, measure
 from ternax.checkpoint.box import Source
@@ -19,9 +21,10 @@ from ternax.decoding import DecodeRun, run
 from ternax.errors import DoesNotFit, UsageError
 from ternax.experiments import flags
 from ternax.experiments.progress import progress
+from ternax.interop.tokenizer import BYTES, Tokenizer, printable
 from ternax.record import Record, open_store
 from ternax.table import binary, decimal, rate, row
-from ternax.workload import Workload, prompt_bytes
+from ternax.workload import Workload
 
 __all__ = ["Workload", "main", "run"]
 
@@ -34,7 +37,7 @@ def decode_flags(define):
 
     define.section("Decode")
     define.string(
-        "prompt", None, "text to continue, one token a byte", default_text="random tokens"
+        "prompt", None, "text to continue, printed as it comes", default_text="random tokens"
     )
     define.integer("prompt_length", 16, "tokens of each random prompt", lower=1)
     define.integer(
@@ -76,26 +79,23 @@ def planned(args) -> DecodeRun:
     inputs_given = not args.given.isdisjoint({"inputs", "config.inputs"})
     config = first_layers(args.config, args.layers)
     config = with_scheme(config, args.scheme, args.inputs if inputs_given else None)
-    length = args.prompt_length
+    length, ids = args.prompt_length, None
     if args.prompt is not None:
-        length = len(prompt_bytes(args.prompt))
-        if not length:
+        if not args.prompt:
             raise UsageError("--prompt must hold at least one character, found ''")
         if "prompt_length" in args.given:
             raise UsageError("--prompt_length is for random prompts, found --prompt beside it")
-        if config.vocab_size < 256:
-            raise UsageError(
-                "--prompt needs a vocabulary of at least 256, one token a byte; "
-                f"{config.name} has {config.vocab_size}"
-            )
+        ids = tuple(tokenizer_of(args, config).encode(args.prompt))
+        length = len(ids)
     if length + args.num_tokens > config.max_context:
         raise UsageError(
             f"prompt and new tokens must fit {config.name}'s context of "
             f"{config.max_context} tokens, found {length} + {args.num_tokens}"
         )
     source, embed, head = stored_source(args, config), args.embed_dtype, args.head_dtype
-    if source and source.stored and source.stored.packed:
-        embed, head = source.stored.embed_dtype, source.stored.head_dtype
+    if source:
+        stored_embed, stored_head = source.tables
+        embed, head = embed or stored_embed, head or stored_head
     embed = embed or "int8"
     head = head or (embed if config.tie_embeddings else "int8")
     workload = Workload(
@@ -103,6 +103,7 @@ def planned(args) -> DecodeRun:
         prompt_length=length,
         num_tokens=args.num_tokens,
         prompt=args.prompt,
+        prompt_ids=ids,
         kv_dtype=args.kv_dtype,
         embed_dtype=embed,
         head_dtype=head,
@@ -119,6 +120,17 @@ def planned(args) -> DecodeRun:
     )
 
 
+def tokenizer_of(args, config: ModelConfig) -> Tokenizer:
+    """The tokenizer of the model that runs; UsageError where its vocabulary is too small."""
+    found = args.source.tokenizer()
+    if config.vocab_size < min(found.size, BYTES):
+        raise UsageError(
+            f"--prompt needs a vocabulary of at least {min(found.size, BYTES)}; "
+            f"{config.name} has {config.vocab_size}"
+        )
+    return found
+
+
 def stored_source(args, config: ModelConfig) -> Source | None:
     """Where the stored weights of the model that runs are; None where it has none.
 
@@ -128,8 +140,7 @@ def stored_source(args, config: ModelConfig) -> Source | None:
     source = args.source
     if source.stored is None or source.directory is None or config.name != source.config.name:
         return None
-    source.stored.check(
-        source.name,
+    source.check(
         scheme=config.scheme if args.given & {"scheme", "config.scheme"} else None,
         inputs=config.inputs if args.given & {"inputs", "config.inputs"} else None,
         embed_dtype=args.embed_dtype,
@@ -187,9 +198,11 @@ def decode(args) -> None:
             f"{measure.device_name(job.device)}"
         )
         show(row("ternax", title), *fitted, *job.plan.lines(job.whole))
-        job.measure_all(
-            store=store, progress=progress, watch=lambda record: show(*record_lines(record, job))
-        )
+        ways: dict[str, Any] = {"progress": progress}
+        if args.prompt is not None:
+            ways["listen"] = Voice(args.prompt, tokenizer_of(args, job.config))
+            ways["progress"] = _but_decode  # its bar would stand in the text
+        job.measure_all(store=store, watch=lambda record: show(*record_lines(record, job)), **ways)
     show(
         f"wrote    {store.directory}/results.json",
         "",
@@ -202,6 +215,27 @@ def show(*lines: str) -> None:
     """At once, also into a pipe: phases take minutes."""
     for line in lines:
         print(line, flush=True)
+
+
+def _but_decode(name, *rest):
+    return contextlib.nullcontext() if name == "decode" else progress(name, *rest)
+
+
+class Voice:
+    """Prints a prompt and what continues it, until the text ends."""
+
+    def __init__(self, prompt: str, tokenizer: Tokenizer):
+        self._prompt, self._stop = prompt, tokenizer.stop
+        self._next, self._ended = tokenizer.stream(), False
+
+    def __call__(self, ids: list[int]) -> None:
+        """The next tokens."""
+        text, self._prompt = self._prompt, ""
+        head = f"{'text':9}" if text else ""
+        for i in ids:
+            self._ended = self._ended or i in self._stop
+            text += "" if self._ended else self._next(i)
+        print(head + printable(text), end="", flush=True)
 
 
 def record_lines(record: Record, job: DecodeRun) -> list[str]:
@@ -237,15 +271,17 @@ def record_lines(record: Record, job: DecodeRun) -> list[str]:
     if phase != "decode" or not record.samples:
         return []
     part = f" through {record.layers} of {job.whole} layers" if record.layers < job.whole else ""
-    tokens = [int(token) for rows in job.generated for token in rows[0]]
     lines = [
         row(
             "decode",
             f"{rate(m['tokens_per_s'])} tokens/s{part}; {rate(m['tpot_ms_p50'])} ms a "
             f"step (p50), {rate(m['tpot_ms_p99'])} (p99), {len(record.samples)} samples",
         ),
-        row("tokens", decoded(tokens, as_text=job.workload.prompt is not None)),
     ]
+    if job.workload.prompt is None:
+        lines.append(row("tokens", shortened(job.generated)))
+    else:
+        lines.insert(0, "")  # ends the text
     if "peak_memory_bytes" in m:
         peak, planned = m["peak_memory_bytes"], m["planned_memory_bytes"]
         lines.append(
@@ -258,12 +294,10 @@ def record_lines(record: Record, job: DecodeRun) -> list[str]:
     return lines
 
 
-def decoded(tokens: list[int], as_text: bool, most: int = 12) -> str:
-    """The first row's tokens: ids, or as text those that are bytes."""
-    if not as_text:
-        return " ".join(map(str, tokens[:most])) + (" ..." if len(tokens) > most else "")
-    text = bytes(token for token in tokens if token < 256).decode(errors="replace")
-    return f"{text[:200]!r} ({sum(t >= 256 for t in tokens)} of {len(tokens)} are not bytes)"
+def shortened(generated: list, most: int = 12) -> str:
+    """The first row's tokens, the first of them."""
+    tokens = [int(token) for rows in generated for token in rows[0]]
+    return " ".join(map(str, tokens[:most])) + (" ..." if len(tokens) > most else "")
 
 
 def summary(record: Record, whole: int) -> str:

@@ -8,6 +8,7 @@ flags, the records and the table.
 """
 
 import math
+import pathlib
 import sys
 
 from ternax import configs, cost, measure
@@ -16,6 +17,8 @@ from ternax.errors import DoesNotFit, UsageError
 from ternax.estimate import Interval
 from ternax.experiments import flags
 from ternax.experiments.progress import progress
+from ternax.interop.gguf import I2_S
+from ternax.interop.tokenizer import FileTokenizer
 from ternax.record import Record, open_store
 from ternax.table import binary, row
 
@@ -25,7 +28,7 @@ def evaluate_flags(define):
     define.string(
         "config",
         "stdlib-bitnet",
-        "a saved model, one in the box, or another name, with random weights",
+        "a model on disk, of ours, Hugging Face or GGUF; one in the box; a name: random weights",
         form="PATH",
     )
     define.string(
@@ -35,6 +38,7 @@ def evaluate_flags(define):
         form="NAME",
         default_text="the model's",
     )
+    define.choice("i2_s", None, I2_S, "the machine that wrote a GGUF file's I2_S")
     define.boolean("fake_quant", "floats on the scheme's grid instead of packed kernels")
     define.string(
         "reference", None, "another model, run in the same way, to compare with", form="PATH"
@@ -45,13 +49,17 @@ def evaluate_flags(define):
     define.section("Text")
     define.string("text", "heldout", "a UTF-8 file; heldout comes with ternax", form="FILE")
     define.string(
-        "tokenizer", None, "a tokenizer.json", form="FILE", default_text="one token a byte"
+        "tokenizer",
+        None,
+        "a tokenizer.json",
+        form="FILE",
+        default_text="the model's directory's; else one token a byte",
     )
     define.integer("length", 256, "tokens of a sequence", lower=1)
     define.integer("batch", 8, "sequences that run together", lower=1)
 
 
-def load(source: str, scheme: str | None, *, fake_quant: bool, seed: int):
+def load(source: str, scheme: str | None, *, fake_quant: bool, seed: int, i2_s: str | None = None):
     """The model of a path or name. A name's floats depend on the seed alone, not on the scheme.
 
     `ternax.load` would make a name's codes without floats: another model for each scheme,
@@ -59,14 +67,14 @@ def load(source: str, scheme: str | None, *, fake_quant: bool, seed: int):
     """
     import ternax
 
-    stored = box.find(source)
+    stored = box.find(source, i2_s=i2_s)
     if stored.boxed and fake_quant:
         raise UsageError(
             f"{source} comes packed, without the float weights that --fake_quant needs: leave "
             "that out, or give the folder of a float model"
         )
     if stored.directory is not None:
-        return ternax.load(source, scheme=scheme, packed=not fake_quant)
+        return ternax.load(source, scheme=scheme, packed=not fake_quant, i2_s=i2_s)
     need = 4 * cost.count_parameters(configs.get_config(source))[0]
     free = measure.memory_available_bytes()
     if free is not None and need > free:
@@ -76,6 +84,24 @@ def load(source: str, scheme: str | None, *, fake_quant: bool, seed: int):
         )
     model = ternax.load(source, scheme=scheme, packed=False, seed=seed)
     return model if fake_quant else ternax.pack_model(model)
+
+
+def tokenizer_file(args) -> str | None:
+    """The tokenizer.json of the model's directory; None for one token a byte.
+
+    UsageError for a GGUF file whose vocabulary is another: texts are read by tokenizer.json.
+    """
+    source = args.config
+    file = pathlib.Path(source) / "tokenizer.json"
+    if file.is_file():
+        return str(file)
+    found = box.find(source, i2_s=args.i2_s)
+    if found.stored is not None and isinstance(found.tokenizer(), FileTokenizer):
+        raise UsageError(
+            f"{source} has a vocabulary of its own: give its tokenizer.json as --tokenizer, or "
+            "convert it with --format=hf, which writes one"
+        )
+    return None
 
 
 def _is_random(source: str | None) -> bool:
@@ -217,9 +243,9 @@ def evaluate(args) -> None:
         raise UsageError("--profile_dir is for experiments.decode: nothing is timed here")
     if args.reference is None and args.reference_scheme is not None:
         raise UsageError("--reference_scheme is for a --reference, found none")
-    text = heldout.open_text(args.text, tokenizer=args.tokenizer)
+    text = heldout.open_text(args.text, tokenizer=args.tokenizer or tokenizer_file(args))
     heldout.windows(text, args.length)  # a text too short is told before anything is loaded
-    way = {"fake_quant": args.fake_quant, "seed": args.seed}
+    way = {"fake_quant": args.fake_quant, "seed": args.seed, "i2_s": args.i2_s}
     model = load(args.config, args.scheme, **way)
     reference = args.reference and load(args.reference, args.reference_scheme, **way)
     named = dict.fromkeys(name for name in (args.config, args.reference) if _is_random(name))

@@ -34,6 +34,7 @@ import sys
 import textwrap
 import traceback
 import types
+import warnings
 
 from absl import flags as absl_flags
 
@@ -43,6 +44,7 @@ from ternax.config import INPUTS, ModelConfig
 from ternax.errors import UsageError
 from ternax.experiments import config_flag, ending
 from ternax.experiments.config_flag import WIDTH
+from ternax.interop.gguf import I2_S
 
 
 class Definer:
@@ -120,7 +122,8 @@ class Definer:
         self.takes_config = True
         self._help(
             "config=NAME",
-            "the model, or a directory of ternax.save; --list_configs",
+            "the model, or a path: a directory of ternax.save or of Hugging Face, a GGUF file; "
+            "--list_configs",
             self.default_config,
         )
         self._help("config.FIELD=VALUE", "another model of it; --print_config shows fields", "")
@@ -145,6 +148,13 @@ def model_flags(define: Definer) -> None:
         "layers", None, "run only the first N layers of the model", lower=1, default_text="all"
     )
     define.choice("weights", "auto", box.WEIGHTS, "auto: stored ones where there are any")
+    define.choice(
+        "i2_s",
+        None,
+        I2_S,
+        "the machine that wrote a GGUF file's I2_S",
+        default_text="none: such files are refused",
+    )
     define.boolean("list_configs", "print the named models and exit")
     define.boolean("print_config", "print the model, overrides included, and exit")
 
@@ -220,7 +230,9 @@ class Command:
             args.given |= {"config"} if named is not None else set()
             args.given |= {f"config.{path}" for path, _ in overrides}
             named = self.default_config if named is None else named
-            args.source = box.find(named, getattr(args, "weights", "random"))
+            args.source = box.find(
+                named, getattr(args, "weights", "random"), getattr(args, "i2_s", None)
+            )
             args.config = config_flag.override(args.source.config, overrides)
             args.config = config_flag.with_short_forms(args.config, args)
             args.scheme, args.inputs = args.config.scheme, args.config.inputs
@@ -236,7 +248,9 @@ class Command:
         """
         argv = list(sys.argv[1:] if argv is None else argv)
         try:
-            code = self._run(body, argv)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                code = self._run(body, argv)
             sys.stdout.flush()
             return code
         except BrokenPipeError:
@@ -310,6 +324,12 @@ def words(args, without: collections.abc.Collection[str] = (), **changed) -> lis
         off = "no" if value is False else ""
         out.append(f"--{off}{name}" if isinstance(value, bool) else f"--{name}={value}")
     return out
+
+
+def _warn(message, category, filename, lineno, file=None, line=None) -> None:
+    """A warning as one line, as an error is."""
+    del category, filename, lineno, line
+    print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)
 
 
 def _sort_arguments(define: Definer, argv: list[str]):

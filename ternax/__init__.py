@@ -21,7 +21,7 @@ if (_CHECKOUT / "kernels" / "packing.py").is_file():
 
 _PUBLIC = {
     "load": "ternax.engine",
-    "save": "ternax.checkpoint.saving",
+    "save": "ternax.interop.saving",
     "generate": "ternax.engine",
     "pack_model": "ternax.edit",
     "perturb": "ternax.injection",

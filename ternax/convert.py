@@ -163,21 +163,28 @@ def _convert_one(
     start = time.perf_counter()
     target, own = _target(linear, scheme, seed), scheme is None
     quantized, numbers = _quantize(*nnx.split(linear), *nnx.split(target), gram, own)
-    found = {key: float(value) for key, value in numbers.items()}
+    numbers = jax.device_get(numbers)
     seconds = time.perf_counter() - start
+    return quantized, error_of(name, quantized.shape, numbers, quantized.bits_per_weight, seconds)
+
+
+def error_of(name, shape, numbers, bits_per_weight, seconds) -> TensorError:
+    """The TensorError of what `losses` found, and of signal and noise where they are there."""
+    found = {key: float(value) for key, value in numbers.items()}
     snr = None
-    if gram is not None and found["signal"] > 0 and found["noise"] > 0:
+    if found.get("signal", 0) > 0 and found["noise"] > 0:
         snr = 10 * math.log10(found["signal"] / found["noise"])
     relative = found["error"] / found["norm"] if found["norm"] > 0 else float(found["error"] > 0)
-    return quantized, TensorError(
-        name,
-        quantized.shape,
-        relative,
-        snr,
-        found["density"],
-        quantized.bits_per_weight,
-        seconds,
-    )
+    return TensorError(name, shape, relative, snr, found["density"], bits_per_weight, seconds)
+
+
+def losses(weight: jax.Array, quantized: Quantized) -> dict[str, jax.Array]:
+    """Norms of W [K, N] and of W - V, and the share of codes that are not zero."""
+    return {
+        "norm": jnp.linalg.norm(weight),
+        "error": jnp.linalg.norm(weight - quantized.dequantize()),
+        "density": quantized.density(),
+    }
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 5))
@@ -187,13 +194,9 @@ def _quantize(graph, state, scheme_graph, scheme_state, gram, own):
     kernel = linear.kernel[...]
     weight = kernel if own else linear.scheme.fake_quant(kernel)
     quantized = scheme.quantize(weight, gram)
-    lost = weight - quantized.dequantize()
-    sums = {
-        "norm": jnp.linalg.norm(weight),
-        "error": jnp.linalg.norm(lost),
-        "density": quantized.density(),
-    }
+    sums = losses(weight, quantized)
     if gram is not None:
+        lost = weight - quantized.dequantize()
         sums |= {
             "signal": jnp.sum(weight * matmul(gram, weight)),
             "noise": jnp.sum(lost * matmul(gram, lost)),

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import time
+from collections.abc import Callable
 
 from ternax import measure
 from ternax.checkpoint.box import Source
@@ -123,11 +124,13 @@ class DecodeRun:
         store: Store | None = None,
         watch=lambda record: None,
         progress=lambda *phase: contextlib.nullcontext(),
+        listen: Callable[[list[int]], None] = lambda ids: None,
     ) -> list[Record]:
-        """All phases; see `run`."""
+        """All phases; see `run`. listen: hears the first row's tokens, between the timed calls."""
         if not self.plan.fits:
             raise DoesNotFit(self.plan.refusal())
         self._store, self._watch, self._progress = store, watch, progress
+        self._listen = listen
         with Stop() as self._stop:
             for phase in _PHASES:
                 self._samples, stopped = [], False
@@ -212,7 +215,7 @@ class DecodeRun:
         self._keep("plan", metrics, stopped, kind="predicted", unit="")
 
     def _sample_create(self):
-        from ternax.checkpoint.loading import load
+        from ternax.engine import load_stored
         from ternax.random_weights import random_model
 
         self._stop.check()
@@ -231,8 +234,14 @@ class DecodeRun:
                 progress=done,
             )
             if self.source:
-                scheme, layers = self.config.scheme, self.config.num_layers
-                self._model = load(self.source.directory, scheme=scheme, layers=layers, **packing)
+                config = self.config
+                self._model = load_stored(
+                    self.source,
+                    scheme=config.scheme,
+                    inputs=config.inputs,
+                    layers=config.num_layers,
+                    **packing,
+                )
             else:
                 self._model = random_model(self.config, seed=self.workload.seed, **packing)
         self._samples.append(time.perf_counter() - start)
@@ -320,8 +329,11 @@ class DecodeRun:
             start = time.perf_counter()
             out, self._state = self._run_decode(self._leaves, self._state, jnp.int32(steps))
             self.generated.append(jax.device_get(out)[:, :steps])
-            return (time.perf_counter() - start) / steps
+            seconds = (time.perf_counter() - start) / steps
+            self._listen(self.generated[-1][0].tolist())
+            return seconds
 
+        self._listen(self.generated[-1][0].tolist())  # what prefill drew
         # The first step is the warm-up: same program, not counted.
         warm_s = call(1)
         left, directory = self.workload.num_tokens - 2, self.workload.profile_dir

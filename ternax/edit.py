@@ -13,7 +13,7 @@ from ternax.nn.linear import COMPUTE, PackedLinear, QuantLinear
 from ternax.nn.table import TABLE_FORMATS, PackedTable
 from ternax.quant.integer import Int4, Int8, Unquantized
 from ternax.quant.scheme import BlockScheme, Scheme, check_finite
-from ternax.quantized import CODEBOOKS
+from ternax.quantized import CODEBOOKS, Quantized
 
 # What pack_model fuses: one product reads the activations once and one launch does the work.
 _FUSED = {
@@ -196,14 +196,25 @@ def _pack_stack(linear: QuantLinear, part: str) -> Packed:
 
 
 def _pack_table(table, dtype: str, name: str, backend: str | None) -> PackedTable:
-    weight = table.weight[...].T  # [K = D, N = V]
+    return PackedTable(pack_rows(table.weight[...], dtype, name), backend=backend)
+
+
+def pack_rows(rows: jax.Array, dtype: str, name: str = "") -> Packed:
+    """Rows of a table, f32 [n, D], packed as `dtype`; no row depends on another.
+
+    Computed row by row, as they lie: [D, n], which schemes take, would be moved there and back.
+    """
+    n, k_size = rows.shape
     integers: dict[str, type[BlockScheme]] = {"int8": Int8, "int4": Int4}
-    scheme: Scheme
-    if dtype in integers:
-        scheme = integers[dtype](weight.shape)
-    else:
-        scheme = Unquantized(weight.shape, dtype=dtype)
-    return PackedTable(scheme.quantize(weight).pack(name), backend=backend)
+    if dtype not in integers:
+        weight = Unquantized((k_size, n), dtype=dtype).quantize(rows.T)
+        return weight.pack(name)
+    scheme = integers[dtype]((k_size, n))
+    codes, scale = scheme.quantize_blocks(rows.reshape(n, scheme.groups, -1), (2,))
+    codes = codes.reshape(1, n, k_size).astype(jnp.int8)
+    scale = scale.reshape(1, n, scheme.groups)
+    quantized = Quantized(codes.swapaxes(1, 2), scale.swapaxes(1, 2), format=scheme.format)
+    return quantized.pack(name)
 
 
 def wrap_schemes(model: Decoder, wrap: Callable[[Scheme], Scheme]) -> Decoder:

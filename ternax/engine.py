@@ -15,10 +15,12 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from ternax.checkpoint.box import find
+from ternax.checkpoint.box import Source, find
 from ternax.checkpoint.loading import load as load_saved
+from ternax.checkpoint.manifest import Manifest
 from ternax.config import ModelConfig, first_layers, with_scheme
 from ternax.errors import UsageError
+from ternax.interop.loading import load as load_foreign
 from ternax.kernels.memory import zeros
 from ternax.models import MODELS, Decoder
 from ternax.nn.cache import KV_DTYPES, KVCache, init_cache
@@ -34,51 +36,65 @@ def load(
     source: str | os.PathLike | ModelConfig,
     *,
     scheme: str | None = None,
+    inputs: str | None = None,
     packed: bool = True,
     layers: int | None = None,
     seed: int | None = None,
     weights: str = "auto",
+    i2_s: str | None = None,
     **packing,
 ) -> Decoder:
     """A model to call, generate with, study or train.
 
     Args:
-      source: a config name ("70b"), a directory that `ternax.save` wrote, or a ModelConfig.
+      source: a config name ("70b"), a directory that `ternax.save` wrote, a Hugging Face
+        directory, a GGUF file, or a ModelConfig.
         A name in the box ("stdlib-bitnet") gives its trained weights, which are packed; all
         other names, a ModelConfig and packed=False give random ones of that shape.
       scheme: replaces the config's weight scheme; "none" leaves inputs unquantized too.
         Packed weights that are stored have theirs.
+      inputs: "int8" or "none", how inputs are quantized; None: as the config says. Weights of
+        `ternax.save` have theirs.
       packed: True makes packed codes in place; False latent float weights (f32) that
         train and can be handed to `pack_model`. The two are different random models.
       layers: the first n layers alone.
       seed: of random weights, 0 unless given; stored ones have none.
       weights: "random" draws them even where some are stored.
+      i2_s: "x86" or "arm": the machine that wrote a GGUF file's I2_S, which the file does not say.
       packing: embed_dtype, head_dtype and backend, as for `pack_model`.
 
     Raises:
       UsageError: an unknown name, or stored weights asked to be what they are not.
-      BadModelFile: a directory that holds no whole model.
+      BadModelFile: a file or directory that holds no whole model.
     """
     if packing and not packed:
         raise UsageError(f"load: {', '.join(packing)} belong to packed=True")
     if isinstance(source, ModelConfig):
         config = source
     else:
-        found = find(os.fspath(source), weights)
+        found = find(os.fspath(source), weights, i2_s)
         if found.directory is not None and (packed or not found.boxed):
             if seed is not None:
                 raise UsageError(
                     f"seed={seed} is of random weights, and {found.name} has stored ones: leave "
                     "it out, or take weights='random'"
                 )
-            return load_saved(
-                found.directory, scheme=scheme, packed=packed, layers=layers, **packing
+            return load_stored(
+                found, scheme=scheme, inputs=inputs, packed=packed, layers=layers, **packing
             )
         config = found.config
-    config = first_layers(with_scheme(config, scheme), layers)
+    config = first_layers(with_scheme(config, scheme, inputs), layers)
     if packed:
         return random_model(config, seed=seed or 0, **packing)
     return MODELS[config.family](config, rngs=nnx.Rngs(seed or 0))
+
+
+def load_stored(source: Source, *, inputs: str | None = None, **options) -> Decoder:
+    """The weights that a Source has: options as for `load_saved` or `interop.loading.load`."""
+    if source.stored is None or isinstance(source.stored, Manifest):
+        source.check(inputs=inputs)
+        return load_saved(source.directory, **options)
+    return load_foreign(source.stored, inputs=inputs, **options)
 
 
 @jax.tree_util.register_dataclass

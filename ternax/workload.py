@@ -15,7 +15,8 @@ class Workload:
       batch: rows decoded together.
       prompt_length: tokens of each prompt; of `prompt` where that is given.
       num_tokens: new tokens a row; prefill draws the first, the second warms up.
-      prompt: text, one token a byte, instead of random tokens.
+      prompt: text instead of random tokens.
+      prompt_ids: its tokens; None: one a byte.
       kv_dtype, embed_dtype, head_dtype: how cache and tables are stored.
       backend: a kernel backend by name, or None.
       seed: of weights and prompt.
@@ -26,6 +27,7 @@ class Workload:
     prompt_length: int = 16
     num_tokens: int = 16
     prompt: str | None = None
+    prompt_ids: tuple[int, ...] | None = None
     kv_dtype: str = "bf16"
     embed_dtype: str = "int8"
     head_dtype: str = "int8"
@@ -51,9 +53,11 @@ class Workload:
         )
 
     def tokens(self, config: ModelConfig):
-        """int32 [B, T]: the prompt's bytes, or random tokens from the seed."""
+        """int32 [B, T]: the prompt's tokens, or random ones from the seed."""
         import numpy as np
 
+        if self.prompt_ids is not None:
+            return np.tile(np.array(self.prompt_ids, np.int32), (self.batch, 1))
         if self.prompt is not None:
             text = np.frombuffer(prompt_bytes(self.prompt), np.uint8)
             return np.tile(text.astype(np.int32), (self.batch, 1))

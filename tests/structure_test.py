@@ -45,6 +45,8 @@ LAYERS = (
     ("ternax.random_weights",),
     ("ternax.injection",),
     ("ternax.checkpoint",),
+    ("ternax.interop",),
+    ("ternax.checkpoint.box",),
     ("ternax.engine", "ternax.cost", "ternax.evaluate"),
     ("ternax.robustness", "ternax.train"),
     ("ternax.noise_study", "ternax.training"),

@@ -1,4 +1,4 @@
-"""Where a model's weights come from: a directory the user names, the box, or chance.
+"""Where a model's weights come from: a file or directory the user names, the box, or chance.
 
 The box holds the models that come with ternax, trained and packed: `box/<config name>`.
 """
@@ -11,7 +11,11 @@ from ternax.checkpoint import manifest
 from ternax.checkpoint.manifest import Manifest
 from ternax.config import ModelConfig
 from ternax.configs import ALIASES, CONFIGS, get_config
-from ternax.errors import UsageError
+from ternax.errors import BadModelFile, UsageError
+from ternax.interop import foreign
+from ternax.interop.foreign import Foreign
+from ternax.interop.opening import is_foreign, open_foreign, tokenizer_of
+from ternax.interop.tokenizer import BYTES, ByteTokenizer, Tokenizer, from_directory
 
 BOX = pathlib.Path(__file__).resolve().parent.parent / "box"
 WEIGHTS = ("auto", "random")
@@ -24,19 +28,58 @@ class Source:
     Attributes:
       name: the config's name, or the directory as the user wrote it.
       config: the model.
-      directory: where its weights are; None: nowhere, they are drawn.
-      stored: the manifest there.
+      directory: where its weights are, a GGUF file among others; None: nowhere, they are drawn.
+      stored: what is there: a manifest of ours, or another program's model, opened.
     """
 
     name: str
     config: ModelConfig
     directory: pathlib.Path | None = None
-    stored: Manifest | None = None
+    stored: Manifest | Foreign | None = None
 
     @property
     def boxed(self) -> bool:
         """Whether the weights came with ternax."""
         return self.directory is not None and self.name in CONFIGS
+
+    def check(self, **asked) -> None:
+        """Raises what `Manifest.check` and `foreign.check` raise; all is well without weights."""
+        if isinstance(self.stored, Manifest):
+            self.stored.check(self.name, **asked)
+        elif self.stored is not None:
+            foreign.check(self.stored, self.name, **asked)
+
+    @property
+    def tables(self) -> tuple[str | None, str | None]:
+        """How embedding and head are stored; None where that is free."""
+        if isinstance(self.stored, Manifest) and self.stored.packed:
+            return self.stored.embed_dtype, self.stored.head_dtype
+        return None, None
+
+    def tokenizer(self) -> Tokenizer:
+        """What is stored with the weights; else a token a byte.
+
+        Raises UsageError where the vocabulary is too small even for that.
+        """
+        found = None
+        if self.stored is not None and not isinstance(self.stored, Manifest):
+            found = tokenizer_of(self.stored)
+        elif self.directory is not None:
+            found = from_directory(self.directory)
+        if found is None:
+            if self.config.vocab_size < BYTES:
+                raise UsageError(
+                    f"text needs a vocabulary of at least {BYTES}, one token a byte; "
+                    f"{self.config.name} has {self.config.vocab_size} and no tokenizer"
+                )
+            return ByteTokenizer(self.config.vocab_size)
+        if found.size > self.config.vocab_size:
+            raise BadModelFile(
+                self.name,
+                "tokenizer",
+                f"{found.size} tokens in a model of {self.config.vocab_size}",
+            )
+        return found
 
     @property
     def origin(self) -> str:
@@ -46,14 +89,15 @@ class Source:
         return "random weights" if self.directory is None else f"weights from {self.name}"
 
 
-def find(name: str, weights: str = "auto") -> Source:
-    """The model called `name`: a config of CONFIGS first, else a directory `save` wrote.
+def find(name: str, weights: str = "auto", i2_s: str | None = None) -> Source:
+    """The model called `name`: a config of CONFIGS first, else a file or directory.
 
     Args:
+      i2_s: of a GGUF file's I2_S, see `gguf.GGUFModel`.
       weights: "auto", those stored with the model if there are any; "random", none stored.
 
     Raises:
-      UsageError: neither. BadModelFile: a directory without a whole manifest.
+      UsageError: neither. BadModelFile: what is there is no whole model.
     """
     if weights not in WEIGHTS:
         raise UsageError(f"weights must be one of {', '.join(WEIGHTS)}, found {weights!r}")
@@ -62,6 +106,11 @@ def find(name: str, weights: str = "auto") -> Source:
         name, directory = config.name, BOX / config.name
         if weights == "random" or not manifest.is_saved_model(directory):
             return Source(name, config)
+    elif is_foreign(name) and not manifest.is_saved_model(name):
+        opened = open_foreign(name, i2_s)
+        if weights == "random":
+            return Source(name, opened.config)
+        return Source(name, opened.config, pathlib.Path(name), opened)
     elif os.sep in name or os.path.isdir(name):
         directory = pathlib.Path(name)
     else:

@@ -9,7 +9,7 @@ Nothing in it names the machine, the user or a path.
 import itertools
 import os
 import pathlib
-import shutil
+from collections.abc import Callable
 
 import numpy as np
 from flax import nnx
@@ -18,6 +18,7 @@ from ternax.checkpoint import manifest
 from ternax.checkpoint.files import WEIGHTS, first_line, open_files, sha256, why_not
 from ternax.checkpoint.leaves import leaves
 from ternax.checkpoint.manifest import Manifest, Stored
+from ternax.checkpoint.whole import whole_directory
 from ternax.edit import is_packed
 from ternax.errors import OutputError, UsageError
 from ternax.kernels.packing import LAYOUT_VERSION
@@ -26,11 +27,14 @@ from ternax.nn.table import PackedTable, Table
 from ternax.random_weights import abstract_model
 
 
-def save(model: Decoder, path) -> None:
+def save(
+    model: Decoder, path, *, beside: Callable[[pathlib.Path], None] = lambda directory: None
+) -> None:
     """Writes a model, packed or of latent floats, as directory `path`.
 
     The directory appears when everything in it is on disk; a saved model that was there
-    stays whole until then, and is replaced.
+    stays whole until then, and is replaced. beside: adds files of its own to it, such as a
+    tokenizer, while it is a draft.
 
     Raises:
       UsageError: the model is not what its config makes, or holds what no load takes: code
@@ -42,32 +46,9 @@ def save(model: Decoder, path) -> None:
         if not path.is_dir() or any(path.iterdir()):
             raise OutputError(f"{path} is there and no saved model: choose another path")
     described, arrays = _described(model)
-    draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
-    try:
-        try:
-            draft.mkdir(parents=True)
-            _write(draft, described, arrays)
-            _put_in_place(draft, path)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    except Exception as error:  # a full disk comes as OSError or, by orbax, as ValueError
-        why = getattr(error, "strerror", None) or first_line(error)
-        raise OutputError(f"{path}: the model cannot be written: {why}") from error
-
-
-def _put_in_place(draft: pathlib.Path, path: pathlib.Path) -> None:
-    """Gives the draft its name. A directory cannot replace a full one, so that steps aside."""
-    if not path.exists():
-        os.replace(draft, path)
-        return
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    os.replace(path, old)
-    try:
-        os.replace(draft, path)
-    except BaseException:
-        os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    with whole_directory(path, "the model") as draft:
+        _write(draft, described, arrays)
+        beside(draft)
 
 
 def _described(model: Decoder) -> tuple[Manifest, dict[str, np.ndarray]]:
@@ -103,13 +84,14 @@ def _table_format(table: Table | PackedTable) -> str:
 
 
 def _write(draft: pathlib.Path, described: Manifest, arrays: dict[str, np.ndarray]) -> None:
-    """Fills `draft` and syncs every file in it."""
+    """Fills `draft`."""
     with open_files() as (orbax, files):
-        files.save(draft / WEIGHTS, args=orbax.args.PyTreeSave(arrays))
+        try:
+            files.save(draft / WEIGHTS, args=orbax.args.PyTreeSave(arrays))
+        except OSError:
+            raise
+        except Exception as error:  # a full disk is a ValueError of orbax's
+            raise OSError(first_line(error)) from error
     # It says where the draft was, and no reader asks for it.
     (draft / WEIGHTS / "commit_success.txt").unlink(missing_ok=True)
     (draft / manifest.NAME).write_text(described.text())
-    for file in draft.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as synced:
-                os.fsync(synced.fileno())

@@ -258,14 +258,22 @@ def test_what_is_not_whole_is_refused_by_name(saved, damage, where, why):
 
 
 def test_a_flipped_bit(saved):
-    """Found by the store's own checksum, or by the leaf's sha256."""
-    file = max((p for p in saved.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 4
-    file.write_bytes(data)
-    with pytest.raises(BadModelFile, match="damaged") as refused:
-        load(saved)
-    assert "\n" not in str(refused.value)
+    """Found by the store's own checksum, or by the leaf's sha256; or it is in bytes nobody reads.
+
+    The store leaves such bytes behind: nodes that a later one replaced.
+    """
+    before, refused = load(saved), []
+    for file in [p for p in (saved / "weights").rglob("*") if p.parent.name == "d"]:
+        data = file.read_bytes()
+        place = len(data) // 2
+        file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        try:
+            same(load(saved), before)
+        except BadModelFile as error:
+            refused.append(str(error))
+        file.write_bytes(data)
+    assert any("damaged" in line for line in refused)
+    assert all("\n" not in line for line in refused)
 
 
 def test_the_helpers_of_the_test_above_change_nothing_else(saved):

@@ -11,7 +11,7 @@ import pytest
 
 import ternax
 from ternax import configs
-from ternax.checkpoint import saving
+from ternax.checkpoint import whole
 from ternax.errors import OutputError, UsageError
 from ternax.kernels.packing import unpack_numpy
 from tests.checkpoint import stored
@@ -79,7 +79,7 @@ def test_a_model_is_replaced_by_a_whole_one(model, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving, "_put_in_place", full)
+        patch.setattr(whole, "_put_in_place", full)
         with pytest.raises(OutputError, match="cannot be written: No space left on device"):
             ternax.save(model, path)
     assert stored.bits(ternax.load(path)) == before

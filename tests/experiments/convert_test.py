@@ -1,5 +1,7 @@
 """experiments.convert: the records it leaves, what it prints, and what it refuses at once."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ from flax import nnx
 import ternax
 from ternax import cost, edit
 from ternax.experiments import convert
+from ternax.interop.weights import Weights
 from ternax.record import read_records
+from tests.interop import models
 
 TINY = ["--config=tiny-bitnet", "--config.num_layers=2"]
 
@@ -103,3 +107,58 @@ def test_a_saved_float_model_is_converted_and_saved(tmp_path, capsys):
     found = nnx.state(ternax.load(tmp_path / "packed"))
     jax.tree.map(np.testing.assert_array_equal, found, nnx.state(edit.pack_model(model)))
     assert "saved floats" in capsys.readouterr().out
+
+
+def test_a_file_of_floats_is_quantized_as_it_is_read(tmp_path, capsys):
+    """From a Hugging Face directory to a GGUF file, with a record for each weight."""
+    config = dataclasses.replace(models.LLAMA, scheme="none,dtype=f32", inputs="none")
+    model = models.packed(config, embed_dtype="f32", head_dtype="f32")
+    ternax.save(model, tmp_path / "floats", "hf")
+    places = [f"--output={tmp_path / 'm.gguf'}", f"--output_dir={tmp_path / 'out'}"]
+    arguments = [f"--config={tmp_path / 'floats'}", "--scheme=ls", "--format=gguf:TQ2_0"]
+    assert convert.main([*arguments, *places]) == 0, capsys.readouterr().err
+    *each, total = read_records(tmp_path / "out" / "results.jsonl")
+    assert [record.note.partition(" ")[0] for record in each[:2]] == [
+        "layers.0.attn.k",
+        "layers.0.attn.o",
+    ]
+    assert len(each) == 14 and all(0.4 < r.metrics["relative_error"] < 0.5 for r in each)
+    assert "floats of a file, as they are read" in total.note
+    codes, _ = Weights(ternax.load(tmp_path / "m.gguf")).codes("layers.1.mlp.down")
+    want = ternax.pack_model(models.floats(dataclasses.replace(models.LLAMA, scheme="ls")))
+    np.testing.assert_array_equal(codes, Weights(want).codes("layers.1.mlp.down")[0])
+
+
+def test_a_packed_model_changes_its_format_and_nothing_else(tmp_path, capsys):
+    model = models.packed(models.BITNET, embed_dtype="f32", head_dtype="f32")
+    ternax.save(model, tmp_path / "small-bitnet", "hf")
+    arguments = [f"--config={tmp_path / 'small-bitnet'}", f"--output={tmp_path / 'm.gguf'}"]
+    assert convert.main([*arguments, "--format=gguf:TQ1_0"]) == 0, capsys.readouterr().err
+    assert "codes and scales as they are" in capsys.readouterr().out
+    codes, _ = Weights(ternax.load(tmp_path / "m.gguf")).codes("layers.1.attn.k")
+    np.testing.assert_array_equal(codes, Weights(model).codes("layers.1.attn.k")[0])
+    assert convert.main([arguments[0], "--scheme=twn", f"--output_dir={tmp_path / 'o'}"]) == 2
+    assert "is packed already, in absmean" in capsys.readouterr().err
+    assert convert.main([*arguments, "--format=gguf:TQ1_0", "--calibrate=stdlib"]) == 2
+    assert "--calibrate is for what is quantized here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, code, why",
+    [
+        (["--output=m", "--format=ggml"], 2, "format: expected one of orbax"),
+        (["--output=m", "--format=gguf:Q4_K"], 2, "gguf: expected one of TQ1_0"),
+        (["--output=m", "--format=hf,convention=x"], 2, "hf: expected one of autobitlinear"),
+        (["--output=.", "--format=gguf:TQ2_0"], 6, "is there and no saved model"),
+        (["--output=m", "--format=gguf:F32", "--floats"], 2, "wants packed weights"),
+        (["--format=hf"], 2, "--output says where"),
+    ],
+)
+def test_what_cannot_be_saved_is_told_before_any_work(
+    tmp_path, monkeypatch, capsys, arguments, code, why
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("notes")
+    assert convert.main([*TINY, *arguments]) == code
+    assert why in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -1,0 +1,169 @@
+"""Holds files that ternax writes against the programs they are for, where those are installed.
+
+    python tests/interop/parity.py make DIR          # with ternax: models, and what it computes
+    python tests/interop/parity.py transformers DIR  # with torch and transformers instead
+    python tests/interop/parity.py llama DIR --program=llama-simple [MODEL ...]
+
+`make` takes a trained model too, `--model=DIRECTORY` of floats of a byte vocabulary, for texts that
+mean something. `transformers` prints the largest difference of a logit and counts equal greedy
+tokens; `llama` counts prompts whose greedy texts are equal.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+PROMPTS = (
+    "def main(",
+    "import os\n",
+    "class A(object):\n    def __init__",
+    "    return self.",
+    "if __name__ ==",
+    "for i in range(",
+    "raise ValueError(",
+    "# This is a",
+    "    if not ",
+    "with open(",
+    "x = ",
+    '"""Return the',
+    "try:\n",
+    "    assert ",
+    "while True:\n",
+    "def test_",
+    "    self.",
+    "from collections import ",
+    "    for line in",
+    "print(",
+)
+NEW_TOKENS = 48
+
+
+def make(directory: pathlib.Path, source: str | None) -> None:
+    import ternax
+    from tests.interop import models
+
+    made = {}
+    if source:
+        trained = ternax.load(source, embed_dtype="f32", head_dtype="f32")
+        made["trained"] = trained
+    for config in models.CONFIGS.values():
+        made[config.name] = models.packed(config, embed_dtype="f32", head_dtype="f32")
+    for name, model in made.items():
+        folder = directory / name
+        for format, file in (
+            ("hf", "autobitlinear"),
+            ("hf,convention=bitlinear", "bitlinear"),
+            ("gguf:TQ2_0", "TQ2_0.gguf"),
+            ("gguf:TQ1_0", "TQ1_0.gguf"),
+            ("gguf:F32", "F32.gguf"),
+        ):
+            ternax.save(model, folder / file, format)
+        expected(model, folder / "expected.npz")
+        for kind in ("TQ2_0", "TQ1_0", "F32"):
+            options = {"inputs": "none"} if kind == "F32" else {}
+            loaded = ternax.load(
+                folder / f"{kind}.gguf", embed_dtype="f32", head_dtype="f32", **options
+            )
+            texts(loaded, folder / f"{kind}.json")
+
+
+def expected(model, path: pathlib.Path) -> None:
+    """Logits of a text, and greedy tokens behind its beginning."""
+    import ternax
+
+    tokens = np.array([list(PROMPTS[2].encode() + PROMPTS[5].encode())], np.int32)
+    greedy = ternax.generate(model, tokens[:, :8], max_new_tokens=24, kv_dtype="f32")
+    np.savez(path, tokens=tokens, logits=np.asarray(model(tokens)), greedy=greedy)
+
+
+def texts(model, path: pathlib.Path) -> None:
+    """What follows each prompt, as hexadecimal bytes."""
+    import ternax
+
+    found = {}
+    for prompt in PROMPTS:
+        tokens = np.array([list(prompt.encode())], np.int32)
+        out = ternax.generate(model, tokens, max_new_tokens=NEW_TOKENS, stop=(0,), kv_dtype="f32")
+        found[prompt] = bytes(int(i) for i in out[0] if 0 < i < 256).hex()
+    path.write_text(json.dumps(found))
+
+
+def check_transformers(directory: pathlib.Path) -> None:
+    import os
+
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    import torch
+    import transformers
+
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}")
+    torch.manual_seed(0)
+    for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
+        want = np.load(folder / "expected.npz", allow_pickle=False)
+        tokens = torch.from_numpy(want["tokens"].astype(np.int64))
+        for convention in ("autobitlinear", "bitlinear"):
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder / convention, dtype=torch.float32, attn_implementation="eager"
+            ).eval()
+            with torch.no_grad():
+                logits = model(tokens, use_cache=False).logits.numpy()
+                greedy = model.generate(
+                    tokens[:, :8], max_new_tokens=24, do_sample=False, eos_token_id=None
+                ).numpy()
+            far = np.abs(logits - want["logits"]).max()
+            same = int((greedy[:, 8:] == want["greedy"][:, 8:]).sum())
+            print(
+                f"{folder.name:14} {convention:14} {type(model).__name__:20} largest difference of "
+                f"a logit {far:.2e} (std {want['logits'].std():.2f}); greedy tokens equal {same}/24"
+            )
+
+
+def check_llama(directory: pathlib.Path, program: str, names: list[str]) -> None:
+    for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
+        if names and folder.name not in names:
+            continue
+        for kind in ("TQ2_0", "TQ1_0", "F32"):
+            want = json.loads((folder / f"{kind}.json").read_text())
+            same, length = 0, 0
+            for prompt, text in want.items():
+                found = completion(program, folder / f"{kind}.gguf", prompt)
+                ours = bytes.fromhex(text)
+                same += found == ours
+                length += len(ours) - len(prompt.encode())
+            print(
+                f"{folder.name:14} {kind:6} greedy texts equal {same}/{len(want)}, of "
+                f"{length / len(want):.1f} bytes on average"
+            )
+
+
+def completion(program: str, model: pathlib.Path, prompt: str) -> bytes:
+    """Prompt and greedy continuation. Another program of its kind loses the end of its output."""
+    command = [program, "-m", str(model), "-n", str(NEW_TOKENS), prompt]
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(done.stderr.decode(errors="replace")[-2000:])
+    return done.stdout.removesuffix(b"\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("make", "transformers", "llama"))
+    parser.add_argument("directory", type=pathlib.Path)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--model")
+    parser.add_argument("--program", default="llama-simple")
+    args = parser.parse_args()
+    if args.what == "make":
+        sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+        make(args.directory, args.model)
+    elif args.what == "transformers":
+        check_transformers(args.directory)
+    else:
+        check_llama(args.directory, args.program, args.names)
+
+
+if __name__ == "__main__":
+    main()
