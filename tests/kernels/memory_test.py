@@ -1,4 +1,4 @@
-"""Zeros on huge pages: zeros, and on Linux asked for as such."""
+"""Zeros on huge pages: zeros, and on Linux on huge pages if there are any."""
 
 import pathlib
 import subprocess
@@ -13,16 +13,16 @@ from ternax.kernels.memory import zeros
 
 SETTING = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-# An array's own pages, from the map of this process.
+# The flags of an array's memory, from the map of this process.
 MAPPED = """
 import ctypes, re
 from ternax.kernels.memory import zeros
 x = zeros((96, 1 << 20), "uint8").block_until_ready()
 first = x.unsafe_buffer_pointer() + (8 << 20)  # inside, whatever the alignment
-for part in open("/proc/self/smaps").read().split("VmFlags")[:-1]:
-    found = re.search(r"^([0-9a-f]+)-([0-9a-f]+) ", part, re.M)
-    if int(found[1], 16) <= first < int(found[2], 16):
-        print(re.search(r"AnonHugePages: +([0-9]+) kB", part)[1])
+maps = re.findall(
+    r"^([0-9a-f]+)-([0-9a-f]+) .*?^VmFlags: (.*?)$", open("/proc/self/smaps").read(), re.M | re.S
+)
+print(*(flags for begin, end, flags in maps if int(begin, 16) <= first < int(end, 16)))
 """
 
 
@@ -42,10 +42,10 @@ def test_all_of_it_is_zero(shape, dtype):
     or "[never]" in SETTING.read_text(),
     reason="needs the CPU library, and huge pages in this system",
 )
-def test_large_ones_lie_on_huge_pages():
+def test_huge_pages_are_asked_for_large_ones():
     done = subprocess.run(
         [sys.executable, "-c", MAPPED], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    # Nearly all of 96 MiB: the system may be short of some.
-    assert int(done.stdout) >= 64 * 1024
+    # Advised so; how many it got depends on what the system has free.
+    assert "hg" in done.stdout.split()
