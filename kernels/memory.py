@@ -15,7 +15,8 @@ def zeros(shape: tuple[int, ...], dtype) -> jax.Array:
 
     Weights are streamed once a step: with the 4 KiB pages that malloc gets, a step of 2b4t
     needs 200,000 entries of the page table. Only the first touch of memory decides which
-    pages it lies on, so it is the library that clears it.
+    pages it lies on, so it is the library that clears it. Decoding 2b4t became 1.18 times as
+    fast on a Zen 5 (results/README.md).
     """
     large = np.prod(shape) * jnp.dtype(dtype).itemsize >= _LARGE_BYTES
     if large and jax.default_backend() == "cpu" and cpu.why_not("cpu", None, None) is None:
