@@ -100,10 +100,10 @@ def read(path) -> tuple[dict[str, Any], TensorFile]:
             metadata[key] = header.value(header.number("<I"))
         infos: dict[str, tuple[tuple[int, ...], str, int, int]] = {}
         for _ in range(tensors):
-            name, *info = header.info()
+            name, shape, kind, offset, nbytes = header.info()
             if name in infos:
                 raise BadModelFile(path, name, "is there twice")
-            infos[name] = tuple(info)  # type: ignore[assignment]
+            infos[name] = shape, kind, offset, nbytes
         alignment = metadata.get("general.alignment", ALIGNMENT)
         legal = type(alignment) is int and 8 <= alignment <= _MAX_ALIGNMENT
         if not legal or alignment & (alignment - 1):
