@@ -132,9 +132,25 @@ def test_stop_tokens_end_each_row_alone(places, model, generate, greedy):
 
 # --- Sampling ------------------------------------------------------------------------------
 
+SAMPLE = jax.jit(sample, static_argnums=2)
+
+
+def test_greedy_takes_the_first_of_the_largest_and_shows_a_nan():
+    rng = np.random.default_rng(3)
+    logits = rng.standard_normal((8, 1001)).astype(np.float32)
+    logits[1, [70, 800]] = 9.0  # a tie
+    logits[2] = -np.inf
+    logits[3] = 0.0
+    logits[4, [5, 900]] = np.inf
+    logits[5, [600, 601]] = np.nan
+    logits[6, 1000] = 9.0
+    drawn = np.asarray(SAMPLE(logits, jax.random.split(jax.random.key(0), 8), Sampling()))
+    np.testing.assert_array_equal(drawn, logits.argmax(axis=-1))  # numpy's: first, NaN first
+    assert list(drawn[[1, 2, 3, 4, 5, 6]]) == [70, 0, 0, 5, 600, 1000]
+
+
 DRAWS = 20_000
 LOGITS = np.log([0.30, 0.05, 0.22, 0.01, 0.18, 0.12, 0.04, 0.08]).astype(np.float32)
-SAMPLE = jax.jit(sample, static_argnums=2)
 
 
 def kept(temperature, top_k, top_p) -> np.ndarray:

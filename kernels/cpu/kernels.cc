@@ -150,13 +150,13 @@ static int64_t chunk_rows(int64_t row_bytes, int64_t rows, int threads) {
   return (std::max<int64_t>(1, chunk) + 15) / 16 * 16;
 }
 
-// Rows of activations one thread takes at a time.
-static int64_t chunk_entries(int64_t k_size) { return 1 + (1 << 16) / std::max<int64_t>(1, k_size); }
+// Rows of activations that one thread makes ready sooner than a second one is awake.
+static int64_t few_entries(int64_t k_size) { return 1 + (1 << 16) / std::max<int64_t>(1, k_size); }
 
 // Lines of weights asked for at once while the activations are not ready, and how many in all.
 constexpr int64_t kLine = 64, kBurst = 16, kMeanwhile = 1024;
 
-// The product of x, which enter() makes.
+// The product of x, whose row r enter(r) makes.
 template <class Enter>
 static void run_product(Product call, const int8_t* x, int64_t k_size, const Isa& isa, ThreadPool& pool,
                         const Enter& enter) {
@@ -169,12 +169,11 @@ static void run_product(Product call, const int8_t* x, int64_t k_size, const Isa
   int8_t* aligned = buffer + (64 - reinterpret_cast<uintptr_t>(buffer) % 64) % 64;
   call.x = aligned;
   call.sums = sums;
-  const auto ready = [&] {
-    enter();
-    parallel_for(pool, rows, chunk_entries(k_size), [&](int64_t first, int64_t last) {
-      for (int64_t r = first; r < last; r++)
-        isa.prepare(call, x + r * k_size, k_size, r, aligned + r * call.x_stride, sums);
-    });
+  const auto ready = [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; r++) {
+      enter(r);
+      isa.prepare(call, x + r * k_size, k_size, r, aligned + r * call.x_stride, sums);
+    }
   };
   const auto ask = [&](int64_t burst, int64_t row) {
     if (burst * kBurst >= kMeanwhile) return pause();
@@ -183,8 +182,9 @@ static void run_product(Product call, const int8_t* x, int64_t k_size, const Isa
   };
   const auto rows_of = [&](int64_t first, int64_t last) { isa.rows(call, first, last); };
   const int64_t chunk = chunk_rows(call.row_bytes, call.rows, pool.threads);
-  if (rows <= chunk_entries(k_size)) return parallel_for(pool, call.rows, chunk, rows_of, ready, ask);
-  ready();  // on all threads itself
+  const int64_t few = few_entries(k_size);
+  if (rows <= few) return parallel_for(pool, call.rows, chunk, rows_of, [&] { ready(0, rows); }, ask);
+  parallel_for(pool, rows, (few + 7) / 8, ready);
   parallel_for(pool, call.rows, chunk, rows_of);
 }
 
@@ -225,7 +225,7 @@ static ffi::Error Accumulate(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::S8> x, f
   call.bits = bits, call.digits = 1, call.tokens = x.dimensions()[0];
   call.acc = acc->typed_data();
   ThreadPool pool{xla_pool, static_cast<int>(threads)};
-  run_product(call, x.typed_data(), x.dimensions()[1], kIsas[isa], pool, [] {});
+  run_product(call, x.typed_data(), x.dimensions()[1], kIsas[isa], pool, [](int64_t) {});
   return ffi::Error::Success();
 }
 
@@ -242,7 +242,7 @@ static ffi::Error Matmul(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::S8> x, ffi::
   call.x_scale = x_scale.typed_data();
   call.y = y->typed_data();
   ThreadPool pool{xla_pool, static_cast<int>(threads)};
-  run_product(call, x.typed_data(), x.dimensions()[1], kIsas[isa], pool, [] {});
+  run_product(call, x.typed_data(), x.dimensions()[1], kIsas[isa], pool, [](int64_t) {});
   return ffi::Error::Success();
 }
 
@@ -266,12 +266,8 @@ static ffi::Error Project(ffi::ThreadPool xla_pool, ffi::Buffer<ffi::F32> x, ffi
   call.x_scale = entry.scale;
   call.y = y->typed_data();
   call.residual = residual.element_count() ? residual.typed_data() : nullptr;
-  run_product(call, entry.codes, k_size, kIsas[isa], pool, [&] {
-    parallel_for(pool, rows, chunk_entries(k_size), [&](int64_t first, int64_t last) {
-      float* memory = scratch<float>(1, k_size);
-      for (int64_t r = first; r < last; r++) kIsas[isa].enter(entry, r, memory);
-    });
-  });
+  run_product(call, entry.codes, k_size, kIsas[isa], pool,
+              [&](int64_t r) { kIsas[isa].enter(entry, r, scratch<float>(1, k_size)); });
   return ffi::Error::Success();
 }
 

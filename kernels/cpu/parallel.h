@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
-#include <memory>
 #include <thread>
 #include <vector>
 
@@ -25,73 +25,124 @@ inline void pause() {
 #endif
 }
 
+// One helper's part of a call, in the frame of that call.
+struct Job {
+  void (*run)(void* call, int thread);
+  void* call;
+  int thread;
+  std::atomic<bool> done;
+};
+
+// Where a helper looks for work. Waking a thread takes as long as a short product, so a helper
+// stays awake for a moment behind its work and finds the next call's here.
+class alignas(64) Seat {
+ public:
+  // Leaves a job here and sees to it that a helper comes; false where another call's job lies.
+  bool offer(Job* job, xla::ffi::ThreadPool& pool) {
+    Job* none = nullptr;
+    if (!job_.compare_exchange_strong(none, job)) return false;
+    if (taken_.exchange(true)) return true;
+    // A pool that is full runs a task at once, on the caller, which cannot help itself.
+    pool.Schedule([this, caller = std::this_thread::get_id()] {
+      if (std::this_thread::get_id() == caller)
+        taken_ = false;
+      else
+        serve();
+    });
+    return true;
+  }
+
+  // Takes a job back; false where a helper has begun it.
+  bool withdraw(Job* job) { return job_.compare_exchange_strong(job, nullptr); }
+
+ private:
+  static constexpr std::chrono::microseconds kMoment{50};
+
+  void serve() {
+    do {
+      auto leave = std::chrono::steady_clock::now() + kMoment;
+      while (std::chrono::steady_clock::now() < leave) {
+        Job* job = job_.load(std::memory_order_relaxed) ? job_.exchange(nullptr) : nullptr;
+        if (!job) {
+          pause();
+          continue;
+        }
+        job->run(job->call, job->thread);
+        job->done.store(true, std::memory_order_release);  // the frame may be gone behind this
+        leave = std::chrono::steady_clock::now() + kMoment;
+      }
+      taken_ = false;
+    } while (job_.load() && !taken_.exchange(true));  // left here since the last look
+  }
+
+  std::atomic<Job*> job_{nullptr};
+  std::atomic<bool> taken_{false};
+};
+
+constexpr int kSeats = 255;
+
+inline Seat& seat(int i) {
+  static Seat seats[kSeats];
+  return seats[i];
+}
+
 // The first chunk of thread i's range.
 inline int64_t range_start(int64_t chunks, int i, int threads) { return chunks * i / threads; }
 
 // Calls before(), then body(first, last) over [0, count) in chunks, on the caller and on helpers.
 //
-// before() runs on the caller. Waking a helper takes as long as a short product, so helpers
-// are woken first, and each calls meanwhile(i, begin), i = 0, 1, ... with where its range
-// begins, until before() is done; so does the caller, once.
+// before() runs on the caller. Helpers are called first, and each calls meanwhile(i, begin),
+// i = 0, 1, ... with where its range begins, until before() is done; so does the caller, once.
 //
 // Each thread has a contiguous range of its own and takes chunks of the others' once that
 // is done: what a thread asks for ahead of its use is then what it uses next.
 //
-// The caller works like everyone else, then cancels helpers that have not begun and waits
+// The caller works like everyone else, then takes back what no helper has begun and waits
 // only for those that have: it cannot deadlock, whatever else the pool runs.
 template <class Body, class Before, class Meanwhile>
 void parallel_for(ThreadPool& pool, int64_t count, int64_t chunk, const Body& body, const Before& before,
                   const Meanwhile& meanwhile) {
   const int64_t chunks = (count + chunk - 1) / chunk;
-  const int threads = static_cast<int>(std::min<int64_t>(pool.threads, chunks));
+  const int threads = static_cast<int>(std::min<int64_t>({pool.threads, chunks, kSeats + 1}));
   if (threads <= 1) {
     before();
     if (count > 0) body(0, count);
     return;
   }
-  struct alignas(64) Range {  // a cache line each
+  struct alignas(64) Thread {  // cache lines of its own
     std::atomic<int64_t> next;
     int64_t end;
+    Job job;
   };
-  std::vector<Range> ranges(threads);
+  std::vector<Thread> all(threads);
   for (int i = 0; i < threads; i++) {
-    ranges[i].next = range_start(chunks, i, threads) * chunk;
-    ranges[i].end = std::min(count, range_start(chunks, i + 1, threads) * chunk);
+    all[i].next = range_start(chunks, i, threads) * chunk;
+    all[i].end = std::min(count, range_start(chunks, i + 1, threads) * chunk);
   }
   std::atomic<bool> ready{false};
   auto work = [&](int own) {
-    const int64_t begin = ranges[own].next.load(std::memory_order_relaxed);
+    const int64_t begin = all[own].next.load(std::memory_order_relaxed);
     for (int64_t i = 0; !ready.load(std::memory_order_acquire); i++) meanwhile(i, begin);
     for (int i = 0; i < threads; i++) {
-      Range& range = ranges[(own + i) % threads];
-      for (int64_t first; (first = range.next.fetch_add(chunk)) < range.end;)
-        body(first, std::min(first + chunk, range.end));
+      Thread& thread = all[(own + i) % threads];
+      for (int64_t first; (first = thread.next.fetch_add(chunk)) < thread.end;)
+        body(first, std::min(first + chunk, thread.end));
     }
   };
-  enum State { kQueued, kRunning, kDone, kCancelled };
-  using Flag = std::shared_ptr<std::atomic<int>>;
-  std::vector<Flag> helpers;
   for (int i = 1; i < threads; i++) {
-    Flag flag = std::make_shared<std::atomic<int>>(kQueued);
-    helpers.push_back(flag);
-    // A cancelled helper may start after this frame is gone: it reads only its own flag.
-    // A pool that is full runs a task at once, on the caller, which cannot wait for itself.
-    pool.xla.Schedule([flag, i, &work, caller = std::this_thread::get_id()] {
-      if (std::this_thread::get_id() == caller) return;
-      int queued = kQueued;
-      if (!flag->compare_exchange_strong(queued, kRunning)) return;
-      work(i);
-      flag->store(kDone, std::memory_order_release);
-    });
+    Job& job = all[i].job;
+    job.run = [](void* call, int thread) { (*static_cast<decltype(work)*>(call))(thread); };
+    job.call = &work, job.thread = i, job.done = false;
+    if (!seat(i - 1).offer(&job, pool.xla)) job.done = true;
   }
   meanwhile(0, 0);
   before();
   ready.store(true, std::memory_order_release);
   work(0);
-  for (Flag& flag : helpers) {
-    int queued = kQueued;
-    if (flag->compare_exchange_strong(queued, kCancelled)) continue;
-    while (flag->load(std::memory_order_acquire) != kDone) pause();
+  for (int i = 1; i < threads; i++) {
+    Job& job = all[i].job;
+    if (seat(i - 1).withdraw(&job)) continue;
+    while (!job.done.load(std::memory_order_acquire)) pause();
   }
 }
 

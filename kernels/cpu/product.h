@@ -3,7 +3,7 @@
 // Weights are asked for ahead of their use, a whole number of tiles and at least this many
 // bytes, in the order in which they lie in memory: asked for row by row, as they are used, the
 // memory gave a Zen 5 0.81 of its read rate instead of 0.96 (results/README.md).
-constexpr int64_t kPrefetch = 4096;
+constexpr int64_t kPrefetch = 8192;
 
 // Into the first-level cache where it is large. Into that of a Zen 4, 32 KiB, the few misses
 // it may have in flight become the limit: 11 GB/s a thread instead of 26.
@@ -26,8 +26,9 @@ struct Ahead {
 
 // Rows of W whose sums are kept together before they become floats.
 constexpr int kRows = 16;
-// Output rows whose activations are used together, so that they stay in the cache.
-constexpr int64_t kTokens = 16;
+// Output rows whose activations stay in the first-level cache while rows of W, a quarter of
+// their bytes, go by from the second.
+constexpr int64_t kTokens = 4;
 
 alignas(64) constexpr uint8_t kOnes[64] = {
     1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
@@ -133,7 +134,8 @@ inline void tile(const uint8_t* w, int64_t row_bytes, const int8_t* x, int64_t x
   }
 }
 
-// R rows of one (plane, group) times `count` activation rows: exact sums into part[m][r].
+// R rows of one (plane, group) times `count` (1 to 4) activation rows: exact sums into
+// part[m][r]. Later passes over the same weights find them in the cache.
 template <int kBits, int R>
 inline void tiles(const Product& call, const uint8_t* w, const int8_t* x, int64_t x_stride, int64_t count,
                   bool first, int32_t* part, int64_t part_stride) {
@@ -142,22 +144,17 @@ inline void tiles(const Product& call, const uint8_t* w, const int8_t* x, int64_
   const int64_t next = (kPrefetch + tile_bytes - 1) / tile_bytes * tile_bytes;
   // A group is a piece of each row: only whole rows lie one behind the other.
   const bool whole = call.groups == 1;
-  for (int64_t m = 0; m < count; m += 4) {
-    // Later activations find the weights here.
-    const Ahead ahead{w + (first && m == 0 ? next : 0), whole ? R : 1, whole ? kWidth : row, kIntoFirstLevel};
-    const int8_t* xm = x + m * x_stride;
-    int32_t* out = part + m * part_stride;
-    switch (count - m) {
-      case 1: tile<kBits, R, 1>(w, row, xm, x_stride, group_bytes, ahead, out, part_stride); break;
-      case 2: tile<kBits, R, 2>(w, row, xm, x_stride, group_bytes, ahead, out, part_stride); break;
-      case 3: tile<kBits, R, 3>(w, row, xm, x_stride, group_bytes, ahead, out, part_stride); break;
-      default: tile<kBits, R, 4>(w, row, xm, x_stride, group_bytes, ahead, out, part_stride);
-    }
+  const Ahead ahead{w + (first ? next : 0), whole ? R : 1, whole ? kWidth : row, kIntoFirstLevel};
+  switch (count) {
+    case 1: return tile<kBits, R, 1>(w, row, x, x_stride, group_bytes, ahead, part, part_stride);
+    case 2: return tile<kBits, R, 2>(w, row, x, x_stride, group_bytes, ahead, part, part_stride);
+    case 3: return tile<kBits, R, 3>(w, row, x, x_stride, group_bytes, ahead, part, part_stride);
+    default: return tile<kBits, R, 4>(w, row, x, x_stride, group_bytes, ahead, part, part_stride);
   }
 }
 
-// Exact sums, offset taken off, of one (plane, group): `count` (up to kRows) rows from `row`
-// times all digits of tokens first .. first + tokens, into part[digit][token][r].
+// Exact sums, the codes' offset still in them, of one (plane, group): `count` (up to kRows) rows
+// from `row` times all digits of tokens first .. first + tokens, into part[digit][token][r].
 template <int kBits>
 inline void sums(const Product& call, int64_t plane, int64_t group, int64_t row, int64_t count,
                  int64_t first, int64_t tokens, int32_t part[3][kTokens * kRows]) {
@@ -178,45 +175,42 @@ inline void sums(const Product& call, int64_t plane, int64_t group, int64_t row,
     for (; r < count; r++)
       tiles<kBits, 1>(call, w + r * call.row_bytes, xd, x_stride, in_pass, !first && !d, part[d] + r, part_stride);
   }
-  const int offset = kBits == 8 ? kInt8Offset : kOffset[kBits];
-  for (int64_t d = 0; d < call.digits; d++) {
-    const int32_t* sum = call.sums + (group * call.digits + d) * call.tokens + first;
-    for (int64_t t = 0; t < tokens; t++)  // of rows that exist: others hold what was there before
-      for (int64_t i = 0; i < count; i++) part[d][t * kRows + i] -= offset * sum[t];
-  }
+}
+
+// What the offset of its codes has added to a sum over one group of an activation row.
+template <int kBits>
+inline int32_t offset_in(const Product& call, int64_t group, int64_t digit, int64_t token) {
+  constexpr int kTaken = kBits == 8 ? kInt8Offset : kOffset[kBits];
+  return kTaken * call.sums[(group * call.digits + digit) * call.tokens + token];
 }
 
 // Turns exact sums of one (plane, group) into their share of y, for `count` rows.
+template <int kBits>
 inline void share(const Product& call, int64_t plane, int64_t group, int64_t row, int64_t count,
                   int64_t token, const int32_t* const part[3]) {
   const int64_t at = (plane * call.groups + group) * call.scale_columns;
   const bool columns = call.scale_columns > 1;
   const float x_scale = call.x_scale[token];
-  float total[kRows], scale[kRows] = {};
-  for (int i = 0; i < kRows; i++) total[i] = static_cast<float>(part[call.digits - 1][i]);
-  for (int d = call.digits - 2; d >= 0; d--)
-    for (int i = 0; i < kRows; i++) total[i] = total[i] * 128.0f + static_cast<float>(part[d][i]);
-  if (call.zero) {
-    int64_t whole = 0;
-    for (int d = call.digits - 1; d >= 0; d--)
-      whole = whole * 128 + call.sums[(group * call.digits + d) * call.tokens + token];
-    for (int64_t i = 0; i < count; i++)
-      total[i] += call.zero[at + (columns ? row + i : 0)] * static_cast<float>(whole);
-  }
-  if (columns && count == kRows)
-    std::memcpy(scale, call.scale + at + row, sizeof(scale));
-  else
-    for (int64_t i = 0; i < count; i++) scale[i] = call.scale[at + (columns ? row + i : 0)];
-  for (int i = 0; i < kRows; i++) total[i] *= x_scale * scale[i];
-  const bool first = plane + group == 0;
+  int32_t offset[3];
+  for (int64_t d = 0; d < call.digits; d++) offset[d] = offset_in<kBits>(call, group, d, token);
+  int64_t whole = 0;  // the sum of the activations
+  for (int64_t d = call.digits - 1; call.zero && d >= 0; d--)
+    whole = whole * 128 + call.sums[(group * call.digits + d) * call.tokens + token];
   const int64_t out = token * call.rows + row;
-  const float* before = !first ? call.y + out : call.residual ? call.residual + out : nullptr;
-  if (count == kRows) {  // most often: a fixed count is a few vectors
-    if (before)
-      for (int i = 0; i < kRows; i++) total[i] += before[i];
-    std::memcpy(call.y + out, total, sizeof(total));
-  } else {
-    for (int64_t i = 0; i < count; i++) call.y[out + i] = total[i] + (before ? before[i] : 0.0f);
+  const float* before = plane + group ? call.y + out : call.residual ? call.residual + out : nullptr;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t n = std::min<int64_t>(kLanes, count - i);
+    Floats total{};
+    for (int64_t d = call.digits - 1; d >= 0; d--) {
+      Ints exact;
+      std::memcpy(&exact, part[d] + i, sizeof(exact));
+      total = total * 128.0f + __builtin_convertvector(exact - offset[d], Floats);
+    }
+    const auto of_rows = [&](const float* p) { return columns ? load_floats(p + at + row + i, n) : Floats{} + p[at]; };
+    if (call.zero) total += of_rows(call.zero) * static_cast<float>(whole);
+    total *= x_scale * of_rows(call.scale);
+    if (before) total += load_floats(before + i, n);
+    store_floats(call.y + out + i, total, n);
   }
 }
 
@@ -295,14 +289,15 @@ void bits_rows(const Product& call, int64_t begin, int64_t end) {
     begin = whole;
   }
   int32_t part[3][kTokens * kRows] = {};
-  for (int64_t row = begin; row < end; row += kRows) {
-    const int64_t count = std::min<int64_t>(kRows, end - row);
-    for (int64_t t0 = 0; t0 < call.tokens; t0 += kTokens) {
-      const int64_t tokens = std::min<int64_t>(kTokens, call.tokens - t0);
+  for (int64_t t0 = 0; t0 < call.tokens; t0 += kTokens) {
+    const int64_t tokens = std::min<int64_t>(kTokens, call.tokens - t0);
+    for (int64_t row = begin; row < end; row += kRows) {
+      const int64_t count = std::min<int64_t>(kRows, end - row);
       if (call.acc) {
         sums<kBits>(call, 0, 0, row, count, t0, tokens, part);
         for (int64_t t = 0; t < tokens; t++)
-          std::memcpy(call.acc + (t0 + t) * call.rows + row, part[0] + t * kRows, count * sizeof(int32_t));
+          for (int64_t i = 0; i < count; i++)
+            call.acc[(t0 + t) * call.rows + row + i] = part[0][t * kRows + i] - offset_in<kBits>(call, 0, 0, t0 + t);
         continue;
       }
       for (int64_t plane = 0; plane < call.planes; plane++)
@@ -310,7 +305,7 @@ void bits_rows(const Product& call, int64_t begin, int64_t end) {
           sums<kBits>(call, plane, group, row, count, t0, tokens, part);
           for (int64_t t = 0; t < tokens; t++) {
             const int32_t* const digits[3] = {part[0] + t * kRows, part[1] + t * kRows, part[2] + t * kRows};
-            share(call, plane, group, row, count, t0 + t, digits);
+            share<kBits>(call, plane, group, row, count, t0 + t, digits);
           }
         }
     }
