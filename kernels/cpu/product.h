@@ -3,7 +3,7 @@
 // Weights are asked for ahead of their use, a whole number of tiles and at least this many
 // bytes, in the order in which they lie in memory: asked for row by row, as they are used, the
 // memory gave a Zen 5 0.81 of its read rate instead of 0.96 (results/README.md).
-constexpr int64_t kPrefetch = 8192;
+constexpr int64_t kPrefetch = 4096;
 
 // Into the first-level cache where it is large. Into that of a Zen 4, 32 KiB, the few misses
 // it may have in flight become the limit: 11 GB/s a thread instead of 26.
