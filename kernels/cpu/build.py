@@ -4,7 +4,9 @@ The library is cached under a key of its sources, the compiler, its flags, the C
 instruction sets and jaxlib's version: XLA's FFI headers and its runtime must agree.
 """
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -58,6 +60,14 @@ def _cache_key(cxx: str, flags: tuple[str, ...], sources: tuple[str, ...]) -> st
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+@contextlib.contextmanager
+def _one_at_a_time(path: pathlib.Path):
+    """Waits for whoever else is inside: processes that start together compile once."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back with the file, a killed process's too
+        yield
+
+
 def build(
     extra_flags: tuple[str, ...] = (),
     sources: tuple[str, ...] = _SOURCES,
@@ -80,14 +90,19 @@ def build(
     target = cache_directory() / f"libternax-{_cache_key(cxx, flags, sources)}.so"
     if target.is_file():
         return target
-    print(
-        f"ternax: building {what} with {pathlib.Path(cxx).name}, once (10 to 30 s)",
-        file=sys.stderr,
-        flush=True,
-    )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        with (
+            _one_at_a_time(target.with_suffix(".lock")),
+            tempfile.TemporaryDirectory(dir=target.parent) as scratch,
+        ):
+            if target.is_file():  # another process has built it while this one waited
+                return target
+            print(
+                f"ternax: building {what} with {pathlib.Path(cxx).name}, once (10 to 30 s)",
+                file=sys.stderr,
+                flush=True,
+            )
             draft = pathlib.Path(scratch) / target.name
             command = [
                 cxx,
@@ -105,7 +120,7 @@ def build(
                     done.stderr[:200],
                 )
                 raise BuildError(f"{cxx} failed: {said.strip()}")
-            os.replace(draft, target)  # whole or not at all, whoever else builds
+            os.replace(draft, target)  # whole or not at all
     except OSError as error:
         raise BuildError(f"cannot write {target.parent}: {error.strerror or error}") from error
     return target

@@ -80,7 +80,7 @@ class _Pairs(AnalogNoise):
         return noisy
 
     def moments(self, density):
-        cell = [self._cell_moments(target) for target in (0.0, 1.0)]
+        cell = [_cell_moments(self, target) for target in (0.0, 1.0)]
         (low, low_var), (high, high_var) = cell
         gain = self.gain(density, low, high)
         mean = np.array([low - high, 0.0, high - low]) * gain
@@ -90,21 +90,23 @@ class _Pairs(AnalogNoise):
     def gain(self, density, low, high):
         return 1.0
 
-    def _cell_moments(self, target: float) -> tuple[float, float]:
-        """(mean, variance) of one cell, by Gauss-Hermite quadrature over all sources."""
-        nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE)
-        grids = np.meshgrid(*[nodes] * self.sources, indexing="ij")
-        law = functools.reduce(np.multiply.outer, [weights / weights.sum()] * self.sources)
-        found = np.asarray(
-            self.conductance(
-                jnp.asarray(np.stack(grids), jnp.float32),
-                jnp.full(grids[0].shape, target, jnp.float32),
-                self.strength,
-            ),
-            np.float64,
-        )
-        mean = float((law * found).sum())
-        return mean, float((law * found**2).sum()) - mean**2
+
+@functools.lru_cache(maxsize=64)  # a study asks for every matrix; the grid has 64^3 points
+def _cell_moments(noise: _Pairs, target: float) -> tuple[float, float]:
+    """(mean, variance) of one cell, by Gauss-Hermite quadrature over all sources."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE)
+    grids = np.meshgrid(*[nodes] * noise.sources, indexing="ij")
+    law = functools.reduce(np.multiply.outer, [weights / weights.sum()] * noise.sources)
+    found = np.asarray(
+        noise.conductance(
+            jnp.asarray(np.stack(grids), jnp.float32),
+            jnp.full(grids[0].shape, target, jnp.float32),
+            noise.strength,
+        ),
+        np.float64,
+    )
+    mean = float((law * found).sum())
+    return mean, float((law * found**2).sum()) - mean**2
 
 
 @dataclasses.dataclass(frozen=True)

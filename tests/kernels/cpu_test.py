@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -335,3 +336,21 @@ def test_the_library_is_built_once(monkeypatch):
 
     monkeypatch.setattr(build.subprocess, "run", only_version)
     assert build.build() == first
+
+
+def test_who_starts_together_compiles_once(tmp_path, monkeypatch):
+    compiler, compiled = tmp_path / "c++", tmp_path / "compiled"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        'test "$1" = --version && exec echo c++ 1.0\n'
+        f"echo once >> {compiled}\n"
+        'while test "$1" != -o; do shift; done\n'
+        'sleep 0.3; echo library > "$2"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("TERNAX_CACHE", str(tmp_path / "cache"))
+    with ThreadPoolExecutor() as pool:
+        paths = [call.result() for call in [pool.submit(build.build) for _ in range(4)]]
+    assert len(set(paths)) == 1 and paths[0].read_text() == "library\n"
+    assert compiled.read_text() == "once\n"
