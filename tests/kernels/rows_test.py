@@ -57,9 +57,9 @@ def test_every_instruction_set(isa, dtype):
     most = int8_rows_numpy(rows, codes, scale)
     arrays = (array.ctypes.data for array in (rows, found, found_scale))
     call = transcode.library().ternax_int8_rows
-    assert call(module.KINDS[rows.dtype], transcode.instruction_sets()[isa], 2, *arrays, 4099, 40) == (
-        most
-    )
+    assert call(
+        module.KINDS[rows.dtype], transcode.instruction_sets()[isa], 2, *arrays, 4099, 40
+    ) == (most)
     np.testing.assert_array_equal(found, codes)
     np.testing.assert_array_equal(found_scale, scale)
 
@@ -82,7 +82,11 @@ def test_the_least_magnitude_is_the_schemes():
 def test_arrays_that_do_not_fit_are_refused():
     rows = floats((4, 20), np.float32)
     codes, scale = empty(rows)
-    for arguments in ((rows.T, codes, scale), (rows, codes[:, :20], scale), (rows, codes, scale[1:])):
+    for arguments in (
+        (rows.T, codes, scale),
+        (rows, codes[:, :20], scale),
+        (rows, codes, scale[1:]),
+    ):
         with pytest.raises(ValueError, match="expected"):
             int8_rows(*arguments)
     with pytest.raises(ValueError, match="expected contiguous"):
