@@ -268,7 +268,8 @@ def convert_model(args) -> None:
     if args.source.stored and any(name.startswith("config.") for name in args.given):
         raise UsageError("--config.FIELD makes another model; a saved one is converted as it is")
     if args.output:  # before what takes hours
-        check(args.config, args.output, args.format, tokenizer=stored_tokenizer(args))
+        tokenizer, packed = stored_tokenizer(args), not args.floats
+        check(args.config, args.output, args.format, tokenizer=tokenizer, packed=packed)
         if args.floats and args.format.startswith("gguf"):
             raise UsageError("--format=gguf wants packed weights, found --floats")
     elif "format" in args.given:

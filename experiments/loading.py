@@ -152,8 +152,8 @@ def loading(args) -> None:
         interval = f"{m['load_read_ratio_low']:.2f} to {m['load_read_ratio_high']:.2f}"
     print(
         textwrap.fill(
-            f"Loading takes {m['create_s']:.3f} s, {m['load_read_ratio']:.2f} times one read of the "
-            f"files ({interval}; medians of {args.rounds} rounds, the best load "
+            f"Loading takes {m['create_s']:.3f} s, {m['load_read_ratio']:.2f} times one read of "
+            f"the files ({interval}; medians of {args.rounds} rounds, the best load "
             f"{min(record.samples):.3f} s). {memory}",
             WIDTH,
         )
