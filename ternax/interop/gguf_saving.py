@@ -71,7 +71,9 @@ def check_forms(config: ModelConfig, kind: str) -> None:
             raise UsageError(f"gguf: no type of tensor holds {config.scheme}: save it as orbax")
         _bytes(form.name, form.shape, stored)
         if stored == "I2_S" and (form.groups > 1 or form.rows):
-            raise UsageError(f"gguf: {form.name} has scales that differ; I2_S holds one: TQ2_0 does")
+            raise UsageError(
+                f"gguf: {form.name} has scales that differ; I2_S holds one: TQ2_0 does"
+            )
         block = 256 if stored in TRITS else 32
         if stored in ("TQ1_0", "TQ2_0", "Q8_0", "Q4_0") and form.shape[1] // block % form.groups:
             raise UsageError(
