@@ -36,4 +36,4 @@ def writable(array: jax.Array) -> np.ndarray | None:
     if len(devices) > 1 or next(iter(devices)).platform != "cpu":
         return None
     memory = (ctypes.c_uint8 * array.nbytes).from_address(array.unsafe_buffer_pointer())
-    return np.frombuffer(memory, array.dtype).reshape(array.shape)
+    return np.frombuffer(memoryview(memory), array.dtype).reshape(array.shape)

@@ -34,8 +34,8 @@ class Stacks:
             if np.prod(shape) * dtype.itemsize < _LARGE_BYTES:
                 self._values[path] = self._views[path] = np.zeros(shape, dtype)
             else:
-                self._values[path] = zeros(shape, dtype).block_until_ready()
-                self._views[path] = writable(self._values[path])
+                stack = zeros(shape, dtype).block_until_ready()
+                self._values[path], self._views[path] = stack, writable(stack)
 
     @contextlib.contextmanager
     def open(self, leaf: Leaf) -> Iterator[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Checkpoints do not know the mesh they were saved from: one device and four, both ways, to the bit.
+"""Checkpoints do not know the mesh they came from: one device and four, both ways, to the bit.
 
 In a process of its own, which has four CPU devices.
 """

@@ -1,5 +1,5 @@
-"""The table in docs/models.md, cell by cell: each architecture, whole, in each type of GGUF that has
-no test of its own in gguf_test.py, and what the gguf package makes of the same bytes."""
+"""The table in docs/models.md, cell by cell: each architecture, whole, in each type of GGUF that
+has no test of its own in gguf_test.py, and what the gguf package makes of the same bytes."""
 
 import dataclasses
 
