@@ -161,7 +161,7 @@ def start(args):
     A saved model without --scheme keeps its own (None); random floats take the config's.
     """
     from ternax.config import first_layers
-    from ternax.engine import load
+    from ternax.engine import load, load_stored
 
     source, stored = args.source, args.source.directory is not None and not args.source.boxed
     config = first_layers(args.config, args.layers)
@@ -178,7 +178,7 @@ def start(args):
                 f"{source.name} is packed already, in {source.config.scheme}: leave "
                 "--scheme out to save it in another format"
             )
-        model = load(source.directory, packed=False, layers=args.layers)
+        model = load_stored(source, packed=False, layers=args.layers)
         return model, args.scheme if "scheme" in args.given else None, "saved floats"
     config = dataclasses.replace(config, scheme="none,dtype=f32", inputs="none")
     return load(config, packed=False, seed=args.seed), args.scheme, "random floats"
@@ -268,7 +268,8 @@ def convert_model(args) -> None:
     if args.source.stored and any(name.startswith("config.") for name in args.given):
         raise UsageError("--config.FIELD makes another model; a saved one is converted as it is")
     if args.output:  # before what takes hours
-        check(args.config, args.output, args.format, tokenizer=stored_tokenizer(args))
+        tokenizer, packed = stored_tokenizer(args), not args.floats
+        check(args.config, args.output, args.format, tokenizer=tokenizer, packed=packed)
         if args.floats and args.format.startswith("gguf"):
             raise UsageError("--format=gguf wants packed weights, found --floats")
     elif "format" in args.given:

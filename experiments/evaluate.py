@@ -92,10 +92,10 @@ def tokenizer_file(args) -> str | None:
     UsageError for a GGUF file whose vocabulary is another: texts are read by tokenizer.json.
     """
     source = args.config
-    file = pathlib.Path(source) / "tokenizer.json"
+    found = box.find(source, i2_s=args.i2_s)
+    file = (found.directory or pathlib.Path(source)) / "tokenizer.json"
     if file.is_file():
         return str(file)
-    found = box.find(source, i2_s=args.i2_s)
     if found.stored is not None and isinstance(found.tokenizer(), FileTokenizer):
         raise UsageError(
             f"{source} has a vocabulary of its own: give its tokenizer.json as --tokenizer, or "

@@ -101,6 +101,11 @@ def train(args) -> None:
     start = None
     if args.source.directory is not None and not args.source.boxed:
         start = str(args.source.directory)
+        if args.source.stored is not None and args.source.stored.packed:
+            raise UsageError(
+                f"{args.source.name} holds trits, whose latent floats are gone: train from floats, "
+                "or take --weights=random for a model of its shape"
+            )
         if any(name.startswith("config.") for name in args.given):
             raise UsageError("--config.FIELD makes another model; a saved one is trained as it is")
     with open_store(args.output_dir, "train", config.name, config.scheme) as store:

@@ -1,5 +1,7 @@
 """Zeros to be filled in place, on the largest pages the platform has."""
 
+import ctypes
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,3 +24,16 @@ def zeros(shape: tuple[int, ...], dtype) -> jax.Array:
     if large and jax.default_backend() == "cpu" and cpu.why_not("cpu", None, None) is None:
         return cpu.zeros(shape, dtype)
     return jnp.zeros(shape, dtype)
+
+
+def writable(array: jax.Array) -> np.ndarray | None:
+    """The memory of a ready array that nobody else has: what is written there is in the array.
+
+    None where this process cannot write to it, as on an accelerator. The view lives no longer
+    than the array does.
+    """
+    devices = array.devices()
+    if len(devices) > 1 or next(iter(devices)).platform != "cpu":
+        return None
+    memory = (ctypes.c_uint8 * array.nbytes).from_address(array.unsafe_buffer_pointer())
+    return np.frombuffer(memoryview(memory), array.dtype).reshape(array.shape)

@@ -39,7 +39,9 @@ from .packing import FORMATS
 
 TRIT = FORMATS["trit2"]
 _INVALID = 3
-_SOURCES = ("transcode.cc", "transcode.h", "transcode_isa.h")
+_SOURCES = ("transcode.cc", "transcode.h", "transcode_isa.h", "rows.h")
+# A product and a sum are two roundings, as everywhere else.
+_FLAGS = ("-ffp-contract=off",)
 _SHIFTS = np.array([[0], [2], [4], [6]], np.uint8)
 _POWERS = np.array([[1], [3], [9], [27], [81]], np.uint8)
 _TQ1_PARTS = ((0, 32, 5), (32, 48, 5), (48, 52, 4))  # first byte, last byte, digits a byte
@@ -320,9 +322,10 @@ def _refuse(invalid, layout, shape):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The built library, loaded. Raises BuildError."""
     try:
-        loaded = ctypes.CDLL(str(build.build((), _SOURCES, "the transcoder")))
+        loaded = ctypes.CDLL(str(build.build(_FLAGS, _SOURCES, "the transcoder")))
     except OSError as error:
         raise build.BuildError(f"cannot load the built library: {error}") from error
     return declare(loaded)
@@ -334,6 +337,8 @@ def declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.ternax_transcode_isa_name.restype = ctypes.c_char_p
     loaded.ternax_transcode.restype = size
     loaded.ternax_transcode.argtypes = [number] * 4 + [pointer] * 3 + [size] * 2
+    loaded.ternax_int8_rows.restype = ctypes.c_float
+    loaded.ternax_int8_rows.argtypes = [number] * 3 + [pointer] * 3 + [size] * 2
     return loaded
 
 
@@ -349,7 +354,7 @@ def _why_not() -> str | None:
 @functools.cache
 def instruction_sets() -> dict[str, int]:
     """Name -> index of the instruction sets this CPU can run, fastest first. Raises BuildError."""
-    loaded, found, index = _library(), {}, 0
+    loaded, found, index = library(), {}, 0
     while (name := loaded.ternax_transcode_isa_name(index)) is not None:
         if loaded.ternax_transcode_isa_supported(index):
             found[name.decode()] = index
@@ -363,7 +368,7 @@ def _call(spec, back, source, target, scale, shape, threads, isa=None) -> int:
     count = processors() if threads is None else threads
     if count < 1:
         raise LayoutError(f"threads: expected at least 1, found {threads}")
-    return _library().ternax_transcode(
+    return library().ternax_transcode(
         spec.index,
         back,
         index,

@@ -48,7 +48,8 @@ def load(
 
     Args:
       source: a config name ("70b"), a directory that `ternax.save` wrote, a Hugging Face
-        directory, a GGUF file, or a ModelConfig.
+        directory, a GGUF file, a model of the Hugging Face hub ("hf:org/name@revision"), or a
+        ModelConfig.
         A name in the box ("stdlib-bitnet") gives its trained weights, which are packed; all
         other names, a ModelConfig and packed=False give random ones of that shape.
       scheme: replaces the config's weight scheme; "none" leaves inputs unquantized too.

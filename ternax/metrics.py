@@ -35,7 +35,14 @@ METRICS: dict[str, Metric] = {
     "fixed_error_ms": Metric("ms", "standard error of fixed_ms"),
     "streaming_gb_per_s": Metric("1e9 bytes/s", "bytes a step reads over the time they add"),
     "worst_residual_share": Metric("fraction", "largest distance of a step from the line"),
+    # Loading a stored model, beside reading its files in the same round.
+    "file_bytes": Metric("bytes", "the files of a stored model"),
+    "file_read_s": Metric("s", "one read of these files from the page cache, median"),
+    "load_read_ratio": Metric("", "time of a load over that read of the same round, median"),
+    "load_read_ratio_low": Metric("", "lower end of the median's 95 % interval"),
+    "load_read_ratio_high": Metric("", "upper end of the median's 95 % interval"),
     # Memory.
+    "load_memory_bytes": Metric("bytes", "most that a load held beyond what was resident before"),
     "peak_memory_bytes": Metric("bytes", "most memory resident up to the end of this phase"),
     "planned_memory_bytes": Metric("bytes", "what the plan said before anything was allocated"),
     "available_memory_bytes": Metric("bytes", "free for this process before it began"),

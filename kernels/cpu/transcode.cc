@@ -1,6 +1,7 @@
-// Transcoding between foreign packed ternary layouts and the canonical one.
+// Transcoding between foreign packed ternary layouts and the canonical one, and rows of floats
+// to canonical int8.
 //
-// kernels/transcode.py defines the layouts; this gives the same bytes at the speed of
+// kernels/transcode.py and rows.py define them; this gives the same bytes at the speed of
 // memory. A library of its own, plain C functions over the caller's memory: one pass reads
 // the input once, writes the output once and counts codes 3 on the way.
 
@@ -8,6 +9,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -29,6 +31,32 @@ struct Job {
   uint8_t* scale;  // f16 a block of tq*: written, or read if back
   int64_t k, n;
 };
+
+enum RowKind : int { kBf16, kF16, kF32 };  // the numbers in rows.KINDS
+
+struct RowsJob {
+  int kind;
+  bool stream;
+  const void* in;  // rows of `columns` floats, aligned to one
+  uint8_t* out;    // rows of codes, padded to 16
+  float* scale;
+  int64_t columns;
+};
+
+constexpr float kEps = 1e-5f;         // quant.scheme.EPS: the least magnitude that a scale is made of
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+constexpr int64_t kStage = 4096;      // codes on their way from L1 past the caches
+
+inline float as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline uint32_t as_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
 
 constexpr int64_t kCheck = 64;      // lines between two looks for codes 3: they are still in L1
 constexpr uint8_t kZeroes = 0x55;   // four codes of zero
@@ -70,6 +98,7 @@ inline int64_t count_threes(const uint8_t* bytes, int64_t count) {
 namespace avx512 {
 #define TERNAX_AVX512 1
 #include "transcode.h"
+#include "rows.h"
 #undef TERNAX_AVX512
 }  // namespace avx512
 #pragma GCC pop_options
@@ -78,28 +107,31 @@ namespace avx512 {
 namespace avx2 {
 #define TERNAX_AVX2 1
 #include "transcode.h"
+#include "rows.h"
 #undef TERNAX_AVX2
 }  // namespace avx2
 #pragma GCC pop_options
 #endif
 namespace portable {
 #include "transcode.h"
+#include "rows.h"
 }
 
 struct InstructionSet {
   const char* name;
   bool (*supported)();
   int64_t (*pass)(const Job&, int64_t first, int64_t last);
+  float (*rows)(const RowsJob&, int64_t first, int64_t last);
 };
 
 const InstructionSet kInstructionSets[] = {  // fastest first
 #if defined(__x86_64__)
     {"avx512",
      [] { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"); },
-     avx512::pass},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") != 0; }, avx2::pass},
+     avx512::pass, avx512::rows},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") != 0; }, avx2::pass, avx2::rows},
 #endif
-    {"portable", [] { return true; }, portable::pass},
+    {"portable", [] { return true; }, portable::pass, portable::rows},
 };
 constexpr int kSets = sizeof(kInstructionSets) / sizeof(kInstructionSets[0]);
 
@@ -119,6 +151,27 @@ int64_t units_of(const Job& job) {
 bool aligned(const Job& job) {
   const int64_t stride = job.layout == kHf ? (job.back ? job.k : (job.k + 15) / 16 * 4) : 0;
   return (reinterpret_cast<uintptr_t>(job.out) | static_cast<uintptr_t>(stride)) % 16 == 0;
+}
+
+// Calls work(i), i < count: on the caller and on helpers.
+template <class Work>
+void over_threads(int count, const Work& work) {
+  std::vector<std::thread> helpers;
+  for (int i = 1; i < count; i++) {
+    try {
+      helpers.emplace_back(work, i);
+    } catch (const std::system_error&) {
+      work(i);  // no more threads to be had
+    }
+  }
+  work(0);
+  for (std::thread& helper : helpers) helper.join();
+}
+
+// How many threads are worth starting for an output of so many bytes, cut into units.
+int useful_threads(int threads, int64_t bytes, int64_t units) {
+  const int64_t useful = std::min(std::max<int64_t>(1, bytes / kThreadBytes), units);
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, useful)));
 }
 
 }  // namespace ternax
@@ -142,23 +195,27 @@ int64_t ternax_transcode(int layout, int back, int isa, int threads, const uint8
   const int64_t bytes = k * n / 4, units = units_of(job);
   job.stream = bytes >= kStreamBytes && aligned(job);
   const auto pass = kInstructionSets[isa].pass;
-  const int64_t useful = std::min(std::max<int64_t>(1, bytes / kThreadBytes), units);
-  const int count = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, useful)));
+  const int count = useful_threads(threads, bytes, units);
   std::atomic<int64_t> bad{0};
-  auto work = [&](int i) {
+  over_threads(count, [&](int i) {
     bad += pass(job, units * i / count, units * (i + 1) / count);
-  };
-  std::vector<std::thread> helpers;
-  for (int i = 1; i < count; i++) {
-    try {
-      helpers.emplace_back(work, i);
-    } catch (const std::system_error&) {
-      work(i);  // no more threads to be had
-    }
-  }
-  work(0);
-  for (std::thread& helper : helpers) helper.join();
+  });
   return bad;
+}
+
+// Rows [n, k] of floats of `kind` as int8 codes [n, k padded to 16] and scales [n]. Returns the
+// largest magnitude, infinity where a value is not finite; the output then means nothing.
+float ternax_int8_rows(int kind, int isa, int threads, const void* in, uint8_t* out, float* scale, int64_t k,
+                       int64_t n) {
+  using namespace ternax;
+  const int64_t bytes = (k + 15) / 16 * 16 * n;
+  const bool stream = bytes >= kStreamBytes && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+  const RowsJob job{kind, stream, in, out, scale, k};
+  const auto pass = kInstructionSets[isa].rows;
+  const int count = useful_threads(threads, bytes, n);
+  std::vector<float> most(count);
+  over_threads(count, [&](int i) { most[i] = pass(job, n * i / count, n * (i + 1) / count); });
+  return *std::max_element(most.begin(), most.end());
 }
 
 }  // extern "C"

@@ -12,7 +12,7 @@ from ternax.checkpoint.manifest import Manifest
 from ternax.config import ModelConfig
 from ternax.configs import ALIASES, CONFIGS, get_config
 from ternax.errors import BadModelFile, UsageError
-from ternax.interop import foreign
+from ternax.interop import foreign, hub
 from ternax.interop.foreign import Foreign
 from ternax.interop.opening import is_foreign, open_foreign, tokenizer_of
 from ternax.interop.tokenizer import BYTES, ByteTokenizer, Tokenizer, from_directory
@@ -90,7 +90,8 @@ class Source:
 
 
 def find(name: str, weights: str = "auto", i2_s: str | None = None) -> Source:
-    """The model called `name`: a config of CONFIGS first, else a file or directory.
+    """The model called `name`: a config of CONFIGS first, else a file, a directory, or one of the
+    Hugging Face hub, "hf:org/name@revision", which is downloaded where the cache lacks it.
 
     Args:
       i2_s: of a GGUF file's I2_S, see `gguf.GGUFModel`.
@@ -106,11 +107,11 @@ def find(name: str, weights: str = "auto", i2_s: str | None = None) -> Source:
         name, directory = config.name, BOX / config.name
         if weights == "random" or not manifest.is_saved_model(directory):
             return Source(name, config)
+    elif hub.is_hub(name):
+        opened = open_foreign(hub.fetch(name), name=hub.model_name(name))
+        return _of_foreign(name, opened, weights)
     elif is_foreign(name) and not manifest.is_saved_model(name):
-        opened = open_foreign(name, i2_s)
-        if weights == "random":
-            return Source(name, opened.config)
-        return Source(name, opened.config, pathlib.Path(name), opened)
+        return _of_foreign(name, open_foreign(name, i2_s), weights)
     elif os.sep in name or os.path.isdir(name):
         directory = pathlib.Path(name)
     else:
@@ -119,3 +120,9 @@ def find(name: str, weights: str = "auto", i2_s: str | None = None) -> Source:
     if weights == "random":
         return Source(name, stored.config)
     return Source(name, stored.config, directory, stored)
+
+
+def _of_foreign(name: str, opened: Foreign, weights: str) -> Source:
+    if weights == "random":
+        return Source(name, opened.config)
+    return Source(name, opened.config, opened.path, opened)

@@ -5,13 +5,11 @@ On disk `layers.*.attn.qkv.data` [L, P, N, row] becomes "layers.3.attn.k.codes"
 [P, N of k, row], so that nobody who reads a file meets the stack or the fusion.
 """
 
-import functools
+import math
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
-from jax import lax
 
 from ternax.models import Decoder
 from ternax.nn.linear import PackedLinear
@@ -43,16 +41,9 @@ class Leaf(NamedTuple):
         rest = variable if self.layer is None else variable[self.layer]
         return rest[tuple(slice(a, a + n) for a, n in zip(self.start, self.shape, strict=True))]
 
-    def into(self, variable: jax.Array, value: np.ndarray) -> jax.Array:
-        """The whole variable with this leaf put in; the old one is donated."""
-        if self.layer is None:
-            return _put(variable, value, self.start)
-        return _put(variable, value[None], (self.layer, *self.start))
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _put(variable, value, start):
-    return lax.dynamic_update_slice(variable, value, list(start))
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 def leaves(model: Decoder) -> list[Leaf]:

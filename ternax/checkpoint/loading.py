@@ -15,10 +15,10 @@ from ternax.checkpoint import manifest
 from ternax.checkpoint.files import WEIGHTS, open_files, sha256, unreadable, why_not
 from ternax.checkpoint.leaves import Leaf, leaves
 from ternax.checkpoint.manifest import Manifest
+from ternax.checkpoint.stacks import Stacks
 from ternax.config import ModelConfig, first_layers, with_scheme
 from ternax.edit import pack_model
 from ternax.errors import BadModelFile, UsageError
-from ternax.kernels.memory import zeros
 from ternax.kernels.packing import LAYOUT_VERSION
 from ternax.models import MODELS, Decoder
 from ternax.random_weights import abstract_model
@@ -127,23 +127,16 @@ def _check_same(path, expected: dict, found: dict, wanted_by: str, holder: str) 
 
 def _filled(path, stored: Manifest, model: Decoder, progress) -> Decoder:
     """The abstract model with its values, read and checked one layer at a time."""
-    graph, state = nnx.split(model)
-    variables = dict(nnx.to_flat_state(state))
-    values = {
-        name: zeros(variable.get_value().shape, variable.get_value().dtype)
-        for name, variable in variables.items()
-    }
+    stacks = Stacks(model)
     with open_files() as (orbax, files):
         for layer, group in itertools.groupby(leaves(model), lambda leaf: leaf.layer):
-            nbytes = _fill_layer(path, stored, orbax, files, list(group), values)
+            nbytes = _fill_layer(path, stored, orbax, files, list(group), stacks)
             progress("tables and norm" if layer is None else f"layers.{layer}", nbytes)
-    for name, variable in variables.items():
-        variable.set_value(values[name].block_until_ready())
-    return nnx.merge(graph, state)
+    return stacks.model()
 
 
-def _fill_layer(path, stored: Manifest, orbax, files, group: list[Leaf], values: dict) -> int:
-    """Reads and checks some leaves and puts them into `values`, in place; returns their bytes.
+def _fill_layer(path, stored: Manifest, orbax, files, group: list[Leaf], stacks: Stacks) -> int:
+    """Reads and checks some leaves and puts them in their places; returns their bytes.
 
     A function of its own: what it has read is gone before the next layer is.
     """
@@ -164,7 +157,8 @@ def _fill_layer(path, stored: Manifest, orbax, files, group: list[Leaf], values:
         why = why_not(leaf, array)
         if why:
             raise BadModelFile(path, leaf.name, why)
-        values[leaf.path] = leaf.into(values[leaf.path], array)
+        with stacks.open(leaf) as place:
+            place[...] = array
     return sum(array.nbytes for array in arrays.values())
 
 

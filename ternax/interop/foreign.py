@@ -64,14 +64,15 @@ class Foreign(Protocol):
     def where(self, name: str) -> str:
         """The file's own name of our tensor, for messages."""
 
-    def trits(self, name: str) -> tuple[Any, Any]:
-        """(canonical codes uint8 [N, row bytes], scale f32 [G, N] or [1, 1]) of a matrix."""
+    def trits(self, name: str, out: Any) -> Any:
+        """Scale f32 [G, N] or [1, 1] of a matrix, whose canonical codes are written to `out`,
+        uint8 [N, row bytes]."""
 
     def floats(self, name: str, first: int = 0, count: int | None = None) -> Any:
         """f32 [rows, columns] of a matrix [N, K] or table [V, D]; a norm is [1, D]."""
 
     def stored(self, name: str, first: int, count: int) -> Any:
-        """Rows of a table: `floats`, or what `bits_to_float` makes them of."""
+        """Rows of a table: `floats`, or what `bits_to_float` makes them of. Until the next call."""
 
 
 def check(

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from ternax.config import ModelConfig, RopeScaling
 from ternax.errors import BadModelFile, UsageError
 from ternax.interop import gguf_file
-from ternax.interop.files import Entry
+from ternax.interop.files import Entry, Scratch
 from ternax.interop.foreign import is_matrix, shapes
 
 TRITS = ("TQ1_0", "TQ2_0", "I2_S")
@@ -74,7 +74,7 @@ class GGUFModel:
         arch = self._get("general.architecture", str)
         if arch not in ARCHITECTURES:
             self._bad("general.architecture", f"{arch!r} is not read; {', '.join(ARCHITECTURES)}")
-        self.arch, self._i2_s = arch, i2_s
+        self.arch, self._i2_s, self._scratch = arch, i2_s, Scratch()
         self.config = self._config()
         self._check_tensors()
         kinds = {self._entry(name).kind for name in self._matrices()}
@@ -95,7 +95,7 @@ class GGUFModel:
     def where(self, name: str) -> str:
         return tensor_name(name)
 
-    def trits(self, name: str):
+    def trits(self, name: str, out):
         import numpy as np
 
         from ternax.kernels.transcode import LayoutError, to_canonical
@@ -103,18 +103,21 @@ class GGUFModel:
         entry = self._entry(name)
         n, k = entry.shape
         layout = entry.kind.lower() + (f"_{self._i2_s}" if entry.kind == "I2_S" else "")
+        reordered = self._reordered(name)
         try:
-            codes, scale = to_canonical(self.file.read(tensor_name(name)), layout, (k, n))
+            raw = self.file.read(tensor_name(name), scratch=self._scratch)
+            codes, scale = to_canonical(raw, layout, (k, n), out=None if reordered else out)
         except LayoutError as error:
             self._bad(tensor_name(name), str(error))
-        codes = codes[self._rows(name, n)]
+        if reordered:
+            out[...] = codes[self._rows(name, n)]
         scale = np.asarray(scale, np.float32) * self._factor(name)
         if self.config.scheme != GROUPED:
             # A block of zeros may say 0; every other says the same.
-            return codes, np.full((1, 1), scale.max() if scale.max() > 0 else scale.min())
+            return np.full((1, 1), scale.max() if scale.max() > 0 else scale.min())
         if not scale.ndim:
-            return codes, np.full((k // 256, n), scale)
-        return codes, np.ascontiguousarray(scale[self._rows(name, n)].T)
+            return np.full((k // 256, n), scale)
+        return np.ascontiguousarray(scale[self._rows(name, n)].T)
 
     def floats(self, name: str, first: int = 0, count: int | None = None):
         from ternax.interop.blocks import to_floats
@@ -139,7 +142,8 @@ class GGUFModel:
 
         entry, where = self._entry(name), tensor_name(name)
         row_bytes = entry.nbytes // entry.shape[0]
-        raw = self.file.read(where, first * row_bytes, count * row_bytes)
+        place = first * row_bytes, count * row_bytes
+        raw = self.file.read(where, *place, scratch=self._scratch)
         return as_stored(raw, entry.kind, entry.shape[1])
 
     # --- What it is ------------------------------------------------------------------------

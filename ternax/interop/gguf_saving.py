@@ -10,6 +10,7 @@ from ternax.interop import gguf_file
 from ternax.interop.blocks import from_floats, q4_0, q8_0
 from ternax.interop.files import Plan
 from ternax.interop.foreign import shapes
+from ternax.interop.forms import forms, single_plane
 from ternax.interop.gguf import (
     I2_S,
     ROPE_FREQS,
@@ -57,6 +58,40 @@ def check(config: ModelConfig, kind: str, i2_s: str = "x86") -> None:
     if kind not in KINDS or i2_s not in I2_S:
         raise UsageError(f"gguf: expected one of {', '.join(KINDS)}, found {kind!r} ({i2_s})")
     architecture(config)
+
+
+def check_forms(config: ModelConfig, kind: str) -> None:
+    """Raises UsageError where packed weights of this scheme have no place in such a file."""
+    for form in forms(config):
+        why = single_plane(form, config.scheme)
+        if why is not None:
+            raise UsageError(f"gguf: {why}")
+        stored = kind if form.format == "trit2" else _KEEPS.get(form.format)
+        if stored is None:
+            raise UsageError(f"gguf: no type of tensor holds {config.scheme}: save it as orbax")
+        _bytes(form.name, form.shape, stored)
+        if stored == "I2_S" and (form.groups > 1 or form.rows):
+            raise UsageError(
+                f"gguf: {form.name} has scales that differ; I2_S holds one: TQ2_0 does"
+            )
+        block = 256 if stored in TRITS else 32
+        if stored in ("TQ1_0", "TQ2_0", "Q8_0", "Q4_0") and form.shape[1] // block % form.groups:
+            raise UsageError(
+                f"gguf: {form.name} has a scale for each {form.shape[1] // form.groups} weights; "
+                f"{stored} has one for {block}"
+            )
+
+
+def _bytes(name: str, shape: tuple[int, ...], stored: str) -> int:
+    """Bytes of a matrix or table. UsageError where its rows are no whole blocks."""
+    nbytes = gguf_file.kind_bytes(stored, shape)
+    if nbytes is None:
+        raise UsageError(
+            f"gguf: {name} is {list(shape)}, which {stored} cannot hold: its rows are blocks of "
+            f"{next(block for kind, block, _ in gguf_file.KINDS.values() if kind == stored)}; "
+            "take another kind, such as F16"
+        )
+    return nbytes
 
 
 def metadata(config: ModelConfig, arch: str, kind: str) -> dict:
@@ -127,13 +162,7 @@ def _plan(weights, arch, name, shape, kind, i2_s) -> Plan:
         return Plan(where, shape, "F32", 4 * shape[0], lambda: [vector.astype("<f4")])
     format = weights.format(name)
     stored = kind if format == "trit2" else _KEEPS[format]
-    nbytes = gguf_file.kind_bytes(stored, shape)
-    if nbytes is None:
-        raise UsageError(
-            f"gguf: {name} is {list(shape)}, which {stored} cannot hold: its rows are blocks of "
-            f"{next(block for kind, block, _ in gguf_file.KINDS.values() if kind == stored)}; "
-            "take another kind, such as F16"
-        )
+    nbytes = _bytes(name, shape, stored)
     order = None
     if arch == "llama" and name.endswith(("attn.q", "attn.k")):
         order = np.argsort(to_halves(shape[0], weights.config.head_dim))
@@ -159,11 +188,6 @@ def _trits(weights, name, kind, i2_s, shape, order) -> np.ndarray:
                 raise UsageError(f"gguf: {name} has scales that differ; I2_S holds one: TQ2_0 does")
             return from_canonical(codes, np.float32(scale.flat[0]), layout, (k, n))
         blocks = k // LAYOUTS[layout].k_multiple
-        if blocks % scale.shape[0]:
-            raise UsageError(
-                f"gguf: {name} has a scale for each {k // scale.shape[0]} weights; {kind} has one "
-                "for 256"
-            )
         spread = np.broadcast_to(np.repeat(scale, blocks // scale.shape[0], axis=0), (blocks, n)).T
         spread = spread if order is None else spread[order]
         halves = spread.astype("<f2")

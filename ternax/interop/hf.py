@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from ternax.config import ModelConfig, RopeScaling
 from ternax.errors import BadModelFile, UsageError
 from ternax.interop import safetensors_file
-from ternax.interop.files import Entry, TensorFile
+from ternax.interop.files import Entry, Scratch, TensorFile
 from ternax.interop.foreign import is_matrix, shapes
 
 CONFIG = "config.json"
@@ -66,14 +66,17 @@ class HFModel:
       convention: of CONVENTIONS where matrices are packed, else None.
     """
 
-    def __init__(self, path):
-        """BadModelFile: not whole, or not of an architecture that is read."""
+    def __init__(self, path, name: str | None = None):
+        """name: of the model; None: the directory's.
+
+        BadModelFile: not whole, or not of an architecture that is read.
+        """
         self.path = pathlib.Path(path)
         self.settings = read_json(self.path, CONFIG)
         self.convention, online = self._quantization()
         self._names = dict(LAYER_NAMES)
-        config = self._config()
-        self._files = _open_files(self.path)
+        config = self._config(name or self.path.resolve().name)
+        self._files, self._scratch = _open_files(self.path), Scratch()
         if "model.layers.0.self_attn.inner_attn_ln.weight" in self._files:
             self._names |= _1BITLLM
         if config.tie_embeddings and "lm_head.weight" in self._files:
@@ -90,7 +93,7 @@ class HFModel:
         _, layer, rest = name.split(".", 2)
         return f"model.layers.{layer}.{self._names[rest]}.weight"
 
-    def trits(self, name: str):
+    def trits(self, name: str, out):
         import numpy as np
 
         from ternax.kernels.transcode import LayoutError, to_canonical
@@ -98,12 +101,13 @@ class HFModel:
         where = self.where(name)
         (quarter, k), file = self._entry(where).shape, self._files[where]
         try:
-            codes, _ = to_canonical(file.read(where), "hf", (k, 4 * quarter))
+            raw = file.read(where, scratch=self._scratch)
+            to_canonical(raw, "hf", (k, 4 * quarter), out=out)
         except LayoutError as error:
             self._bad(where, str(error))
         stored = self._read(f"{where}_scale").reshape(1, 1)
         with np.errstate(divide="ignore"):
-            return codes, stored if self.convention == "autobitlinear" else 1 / stored
+            return stored if self.convention == "autobitlinear" else 1 / stored
 
     def floats(self, name: str, first: int = 0, count: int | None = None):
         return self._read(self.where(name), first, count)
@@ -120,7 +124,8 @@ class HFModel:
         columns, rows = entry.shape[-1], math.prod(entry.shape[:-1])
         row_bytes = entry.nbytes // rows
         count = rows - first if count is None else count
-        raw = self._files[where].read(where, first * row_bytes, count * row_bytes)
+        place = first * row_bytes, count * row_bytes
+        raw = self._files[where].read(where, *place, scratch=self._scratch)
         return (decode or to_floats)(raw, entry.kind, columns)
 
     # --- What it is ------------------------------------------------------------------------
@@ -147,7 +152,7 @@ class HFModel:
             self._bad("quantization_config", "bitlinear is not online")
         return (None, True) if mode == "online" else (linear, False)
 
-    def _config(self) -> ModelConfig:
+    def _config(self, name: str) -> ModelConfig:
         kind, names = self.settings.get("model_type"), self.settings.get("architectures") or []
         names = names if isinstance(names, list) else [names]
         bitnet = kind == "bitnet" or any(
@@ -162,7 +167,7 @@ class HFModel:
         theta, scaling = self._rope()
         try:
             return ModelConfig(
-                name=self.path.resolve().name,
+                name=name,
                 family="bitnet" if bitnet else "llama",
                 vocab_size=self._count("vocab_size"),
                 hidden_size=width,

@@ -11,6 +11,7 @@ from ternax.interop import safetensors_file
 from ternax.interop.blocks import from_floats
 from ternax.interop.files import Plan
 from ternax.interop.foreign import is_matrix, shapes
+from ternax.interop.forms import forms, single_plane
 from ternax.interop.hf import CONFIG, CONVENTIONS, LAYER_NAMES, TABLE_NAMES
 from ternax.interop.weights import Weights
 from ternax.kernels.transcode import LayoutError, from_canonical
@@ -61,6 +62,36 @@ def check(config: ModelConfig, convention: str = "autobitlinear") -> None:
         raise UsageError(f"hf: {config.name} has heads that are not as wide together as the model")
 
 
+def check_forms(config: ModelConfig) -> None:
+    """Raises UsageError where packed weights of this scheme have no place in such a directory."""
+    for form in forms(config):
+        _check_format(config, form.format)
+        why = single_plane(form, config.scheme)
+        if why is None and form.format == "trit2":
+            if form.groups > 1 or form.rows:
+                why = (
+                    f"{form.name} has scales that differ, and weight_scale is one: save it as "
+                    "gguf:TQ2_0"
+                )
+            elif form.shape[0] % 4:
+                why = f"{form.name} has {form.shape[0]} rows, four of which share a byte: orbax"
+        if why is not None:
+            raise UsageError(f"hf: {why}")
+
+
+def _check_format(config: ModelConfig, format: str) -> None:
+    if format == "trit2":
+        if config.inputs != "int8":
+            raise UsageError(
+                f"hf: {config.name} leaves inputs unquantized; transformers' bitnet quantizes them"
+            )
+    elif config.scheme.partition(",")[0] != "none" or config.inputs != "none":
+        raise UsageError(
+            f"hf: transformers has no form of {config.scheme} with inputs {config.inputs}: pack "
+            "the model ternary, or save it as orbax"
+        )
+
+
 def _form(weights: Weights, convention: str) -> tuple[dict | None, str]:
     """(quantization_config or None, dtype of the rest); UsageError where there is no such model."""
     config = weights.config
@@ -68,21 +99,13 @@ def _form(weights: Weights, convention: str) -> tuple[dict | None, str]:
     table = weights.format("embedding")
     dtype = "BF16" if table == "bf16" else "F32"
     bitnet = {"quant_method": "bitnet", "modules_to_not_convert": None}
-    if format == "trit2" or (not weights.packed and config.scheme == "absmean"):
-        if config.inputs != "int8":
-            raise UsageError(
-                f"hf: {config.name} leaves inputs unquantized; transformers' bitnet quantizes them"
-            )
-        mode = "offline" if weights.packed else "online"
-        linear = convention if weights.packed else "autobitlinear"
-        return bitnet | {"linear_class": linear, "quantization_mode": mode}, dtype
-    plain = config.scheme.partition(",")[0] == "none"
-    if not plain or config.inputs != "none":
-        raise UsageError(
-            f"hf: transformers has no form of {config.scheme} with inputs {config.inputs}: pack "
-            "the model ternary, or save it as orbax"
-        )
-    return None, "BF16" if format == "bf16" else "F32"
+    online = not weights.packed and config.scheme == "absmean"
+    _check_format(config, "trit2" if online else format)
+    if format != "trit2" and not online:
+        return None, "BF16" if format == "bf16" else "F32"
+    mode = "offline" if weights.packed else "online"
+    linear = convention if weights.packed else "autobitlinear"
+    return bitnet | {"linear_class": linear, "quantization_mode": mode}, dtype
 
 
 def described(config: ModelConfig, dtype: str, stop: tuple[int, ...]) -> dict:

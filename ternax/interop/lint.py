@@ -29,7 +29,7 @@ _HISTOGRAMS = np.array(
 def trits(name: str, codes: np.ndarray, scale: np.ndarray) -> list[str]:
     """codes: canonical uint8 [N, bytes]; scale: f32. What is odd; often nothing."""
     step = max(1, codes.size // _SAMPLE)
-    counts = _HISTOGRAMS[codes.reshape(-1)[::step]].sum(0)
+    counts = np.bincount(codes.reshape(-1)[::step], minlength=256) @ _HISTOGRAMS
     shares = counts / counts.sum()
     if shares[1] == 1 and bool((codes == _ALL_ZERO).all()):
         return [f"{name} is all zero"]

@@ -16,14 +16,15 @@ import numpy as np
 from flax import nnx
 
 from ternax.checkpoint.leaves import Leaf, leaves
+from ternax.checkpoint.stacks import Stacks
 from ternax.config import first_layers, with_scheme
 from ternax.convert import TensorError, error_of, losses
 from ternax.edit import check_table_dtypes, pack_rows
 from ternax.errors import BadModelFile, UsageError
 from ternax.interop import lint
 from ternax.interop.foreign import MATRICES, Foreign, ModelFileWarning, check
-from ternax.kernels.memory import zeros
 from ternax.kernels.packing import bits_to_float
+from ternax.kernels.rows import int8_rows
 from ternax.models import Decoder
 from ternax.quant import make_scheme
 from ternax.random_weights import abstract_model
@@ -75,12 +76,7 @@ def load(
         check_table_dtypes(config, embed, head)
         packing = dict(embed_dtype=embed, head_dtype=head, backend=backend)
     skeleton = abstract_model(config, packed=packed, **packing)
-    graph, state = nnx.split(skeleton)
-    variables = dict(nnx.to_flat_state(state))
-    values = {
-        path: zeros(variable.get_value().shape, variable.get_value().dtype)
-        for path, variable in variables.items()
-    }
+    stacks = Stacks(skeleton)
     odd: list[str] = []
     formats = {"embedding": packing.get("embed_dtype"), "head": packing.get("head_dtype")}
     for name, group in itertools.groupby(
@@ -88,19 +84,17 @@ def load(
     ):
         fields = {leaf.name.rpartition(".")[2]: leaf for leaf in group}
         if name in formats and packed:
-            nbytes = _fill_table(model, name, formats[name], fields, values, odd)
+            nbytes = _fill_table(model, name, formats[name], fields, stacks, odd)
         else:
-            nbytes = _fill(model, config.scheme, name, fields, values, odd, watch)
+            nbytes = _fill(model, config.scheme, name, fields, stacks, odd, watch)
         progress(name, nbytes)
     if odd:
         more = f"; and {len(odd) - 8} more" if len(odd) > 8 else ""
         warnings.warn(f"{model.path}: {'; '.join(odd[:8])}{more}", ModelFileWarning, stacklevel=2)
-    for path, variable in variables.items():
-        variable.set_value(values[path].block_until_ready())
-    return nnx.merge(graph, state)
+    return stacks.model()
 
 
-def _fill(model, scheme, name, fields: dict[str, Leaf], values, odd, watch) -> int:
+def _fill(model, scheme, name, fields: dict[str, Leaf], stacks: Stacks, odd, watch) -> int:
     """Puts a matrix, a norm or a float table in its place; returns its bytes."""
     if name.partition(".")[2].partition(".")[2] not in MATRICES:  # norms, float tables
         found = _finite(model, name, model.floats(name))
@@ -111,31 +105,35 @@ def _fill(model, scheme, name, fields: dict[str, Leaf], values, odd, watch) -> i
         odd += lint.floats(model.where(name), found)
         arrays = {"kernel": found.T}
     elif model.packed:
-        codes, scale = model.trits(name)
-        if not np.isfinite(scale).all():
-            raise BadModelFile(model.path, model.where(name), "its scale is not finite")
-        odd += lint.trits(model.where(name), codes, scale)
-        arrays = {"codes": codes[None], "scale": scale[None]}
+        with stacks.open(fields.pop("codes")) as codes:
+            scale = model.trits(name, codes[0])
+            if not np.isfinite(scale).all():
+                raise BadModelFile(model.path, model.where(name), "its scale is not finite")
+            odd += lint.trits(model.where(name), codes[0], scale)
+            nbytes = codes.nbytes
+        arrays = {"scale": scale[None]}
+        return nbytes + _put(model, scheme, fields, arrays, stacks)
     else:
         found = _finite(model, name, model.floats(name))
         odd += lint.floats(model.where(name), found)
         arrays = _quantized(scheme, name, found, watch)
+    return _put(model, scheme, fields, arrays, stacks)
+
+
+def _put(model, scheme, fields: dict[str, Leaf], arrays: dict, stacks: Stacks) -> int:
+    """Each array, spread over its leaf, in its place; returns their bytes."""
     for field, leaf in fields.items():
         if field not in arrays:
             raise UsageError(
                 f"scheme {scheme} owns {field}, which {model.path} does not hold: load it with "
                 "scheme=none and convert it"
             )
-        array = np.broadcast_to(
-            np.asarray(arrays[field]).reshape(_like(arrays[field], leaf)), leaf.shape
-        )
-        values[leaf.path] = leaf.into(values[leaf.path], array)
+        array = np.asarray(arrays[field])
+        # A norm comes as a row; all else has its leaf's axes.
+        same = array.size == np.prod(leaf.shape)
+        with stacks.open(leaf) as place:
+            place[...] = array.reshape(leaf.shape) if same else array
     return sum(np.asarray(array).nbytes for array in arrays.values())
-
-
-def _like(array, leaf: Leaf) -> tuple[int, ...]:
-    """A norm comes as a row; all else has its leaf's axes."""
-    return leaf.shape if np.asarray(array).size == np.prod(leaf.shape) else array.shape
 
 
 def _quantized(scheme: str, name: str, rows: np.ndarray, watch) -> dict:
@@ -160,27 +158,43 @@ def _pack(graph, state, rows):
     return quantized.pack(), losses(weight, quantized)
 
 
-def _fill_table(model, name, dtype, fields: dict[str, Leaf], values, odd) -> int:
+def _fill_table(model, name, dtype, fields: dict[str, Leaf], stacks: Stacks, odd) -> int:
     """Packs a table a few rows at a time; returns its bytes."""
     codes, scale = fields["codes"], fields["scale"]
     total, most = codes.shape[1], 0.0
     for first in range(0, total, _ROWS):
         count = min(_ROWS, total - first)
-        packed, largest = _pack_rows(model.stored(name, first, count), dtype)
+        rows = model.stored(name, first, count)
+        with (
+            stacks.open(_part(codes, 1, first, count)) as place,
+            stacks.open(_part(scale, 2, first, count)) as of_rows,
+        ):
+            largest = _pack_table_rows(rows, dtype, place, of_rows)
         if not np.isfinite(largest):
             _finite(model, name, model.floats(name, first, count))
-        most = max(most, float(largest))
-        for leaf, part in ((codes, packed.data), (scale, packed.scale)):
-            axis = 1 if leaf is codes else 2
-            start, shape = list(leaf.start), list(leaf.shape)
-            if shape[axis] == total:
-                start[axis], shape[axis] = first, count
-            values[leaf.path] = leaf._replace(start=tuple(start), shape=tuple(shape)).into(
-                values[leaf.path], part
-            )
+        most = max(most, largest)
     if most == 0:
         odd.append(f"{model.where(name)} is all zero")
-    return sum(values[leaf.path].nbytes for leaf in fields.values())
+    return codes.nbytes + scale.nbytes
+
+
+def _part(leaf: Leaf, axis: int, first: int, count: int) -> Leaf:
+    """`count` entries of a leaf along `axis`, or all of it where one stands for all."""
+    if leaf.shape[axis] == 1:
+        return leaf
+    start, shape = list(leaf.start), list(leaf.shape)
+    start[axis], shape[axis] = start[axis] + first, count
+    return leaf._replace(start=tuple(start), shape=tuple(shape))
+
+
+def _pack_table_rows(rows, dtype: str, codes, scale) -> float:
+    """Packs rows of a table into the places of their codes [1, n, bytes] and scales [1, G, n or
+    1]; returns the largest magnitude, which is not finite where one of them is not."""
+    if dtype == "int8":
+        return int8_rows(rows, codes[0], scale[0, 0])
+    packed, largest = jax.block_until_ready(_pack_rows(rows, dtype))
+    codes[...], scale[...] = packed.data, packed.scale
+    return float(largest)
 
 
 @functools.partial(jax.jit, static_argnums=1)

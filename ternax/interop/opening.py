@@ -20,8 +20,12 @@ def is_foreign(path) -> bool:
     return path.suffix == ".gguf" or path.suffix in (*_PICKLES, ".safetensors")
 
 
-def open_foreign(path, i2_s: str | None = None) -> Foreign:
+def open_foreign(path, i2_s: str | None = None, name: str | None = None) -> Foreign:
     """The model at `path`, its header read and checked.
+
+    Args:
+      i2_s: of a GGUF file, see `GGUFModel`.
+      name: what a directory's model is called; None: as the directory is.
 
     Raises:
       BadModelFile: it is not whole, or not of a kind that is read; a pickle, which is not opened.
@@ -34,7 +38,7 @@ def open_foreign(path, i2_s: str | None = None) -> Foreign:
         )
     if path.suffix == ".safetensors":
         raise BadModelFile(path, "file", f"expected its directory, which holds {CONFIG} too")
-    return HFModel(path) if path.is_dir() else GGUFModel(path, i2_s)
+    return HFModel(path, name) if path.is_dir() else GGUFModel(path, i2_s)
 
 
 def tokenizer_of(model: Foreign) -> tokenizer.Tokenizer | None:

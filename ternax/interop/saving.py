@@ -5,6 +5,7 @@ import pathlib
 from ternax.checkpoint import manifest, saving
 from ternax.checkpoint.whole import whole_directory, whole_file
 from ternax.config import ModelConfig
+from ternax.edit import is_packed
 from ternax.errors import OutputError, UsageError
 from ternax.interop import gguf_file, gguf_saving, gguf_vocabulary, hf, hf_saving
 from ternax.interop.gguf import I2_S
@@ -36,7 +37,8 @@ def save(
     """
     path = pathlib.Path(path)
     tokenizer = tokenizer or _of_bytes(model.config)
-    name, kind, options = check(model.config, path, format, tokenizer=tokenizer)
+    packed = is_packed(model)
+    name, kind, options = check(model.config, path, format, tokenizer=tokenizer, packed=packed)
     if name == "orbax":
         saving.save(model, path, beside=lambda draft: _store_tokenizer(tokenizer, draft))
     elif name == "hf":
@@ -52,9 +54,16 @@ def save(
 
 
 def check(
-    config: ModelConfig, path, format: str, *, tokenizer: Tokenizer | None = None
+    config: ModelConfig,
+    path,
+    format: str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    packed: bool = True,
 ) -> tuple[str, str, dict[str, str]]:
     """Raises what `save` would, as far as no weights are needed, before any are made.
+
+    packed: whether the weights will be packed, in the config's scheme.
 
     Returns the format in parts: its name, GGUF's kind or "", options.
     """
@@ -66,10 +75,14 @@ def check(
     elif name == "hf" and not kind:
         options = parse_options("format", format, ("convention",))
         hf_saving.check(config, **options)
+        if packed:
+            hf_saving.check_forms(config)
         same = path.is_dir() and (path / hf.CONFIG).is_file()
     elif name == "gguf" and kind:
         options = parse_options("format", format, ("i2_s",))
         gguf_saving.check(config, kind, **options)
+        if packed:
+            gguf_saving.check_forms(config, kind)
         gguf_vocabulary.write(tokenizer or _of_bytes(config), config.vocab_size)
         same = _is_gguf(path)
     else:

@@ -127,13 +127,14 @@ def test_packed_models_come_back(tmp_path, name):
         np.testing.assert_array_max_ulp(found_scale, scale, 1)  # the inverse of an inverse
 
 
-def test_latent_floats_come_back(tmp_path):
+@pytest.mark.parametrize("name", models.CONFIGS)
+def test_latent_floats_come_back(tmp_path, name):
     """Online quantization: what BitNet is trained on by others, and saved by them."""
-    model = models.floats(models.RELU2)
-    ternax.save(model, tmp_path / "small-relu2", "hf")
-    back = ternax.load(tmp_path / "small-relu2", packed=False)
+    model = models.floats(models.CONFIGS[name])
+    ternax.save(model, tmp_path / name, "hf")
+    back = ternax.load(tmp_path / name, packed=False)
     assert stored.bits(back) == stored.bits(model)
-    settings = json.loads((tmp_path / "small-relu2" / "config.json").read_text())
+    settings = json.loads((tmp_path / name / "config.json").read_text())
     assert settings["quantization_config"]["quantization_mode"] == "online"
 
 

@@ -6,10 +6,14 @@
 
 `make` takes a trained model too, `--model=DIRECTORY` of floats of a byte vocabulary, for texts that
 mean something. `transformers` prints the largest difference of a logit and counts equal greedy
-tokens; `llama` counts prompts whose greedy texts are equal.
+tokens, for each of transformers' routes to a model: quantized online, and stored offline in both
+conventions. They add in different orders, and an input between two int8 codes then takes the one
+or the other; it fails where ours are further from one of them than they are from each other.
+`llama` counts prompts whose greedy texts are equal.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import subprocess
@@ -40,6 +44,9 @@ PROMPTS = (
     "print(",
 )
 NEW_TOKENS = 48
+ROUTES = ("online", "autobitlinear", "bitlinear")
+# What f32 sums in another order make of logits, when no int8 code of an input changes.
+EXACT = 1e-5
 
 
 def make(directory: pathlib.Path, source: str | None) -> None:
@@ -52,6 +59,7 @@ def make(directory: pathlib.Path, source: str | None) -> None:
         made["trained"] = trained
     for config in models.CONFIGS.values():
         made[config.name] = models.packed(config, embed_dtype="f32", head_dtype="f32")
+        ternax.save(models.floats(config), directory / config.name / "online", "hf")
     for name, model in made.items():
         folder = directory / name
         for format, file in (
@@ -100,25 +108,38 @@ def check_transformers(directory: pathlib.Path) -> None:
     import transformers
 
     print(f"torch {torch.__version__}, transformers {transformers.__version__}")
-    torch.manual_seed(0)
+    failed = False
     for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
         want = np.load(folder / "expected.npz", allow_pickle=False)
         tokens = torch.from_numpy(want["tokens"].astype(np.int64))
-        for convention in ("autobitlinear", "bitlinear"):
+        routes = {}
+        for route in (name for name in ROUTES if (folder / name).is_dir()):
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder / convention, dtype=torch.float32, attn_implementation="eager"
+                folder / route, dtype=torch.float32, attn_implementation="eager"
             ).eval()
             with torch.no_grad():
                 logits = model(tokens, use_cache=False).logits.numpy()
                 greedy = model.generate(
                     tokens[:, :8], max_new_tokens=24, do_sample=False, eos_token_id=None
                 ).numpy()
+            routes[route] = logits
             far = np.abs(logits - want["logits"]).max()
             same = int((greedy[:, 8:] == want["greedy"][:, 8:]).sum())
             print(
-                f"{folder.name:14} {convention:14} {type(model).__name__:20} largest difference of "
-                f"a logit {far:.2e} (std {want['logits'].std():.2f}); greedy tokens equal {same}/24"
+                f"{folder.name:14} {route:14} {type(model).__name__:20} largest difference of a "
+                f"logit {far:.2e} (std {want['logits'].std():.2f}); greedy tokens equal {same}/24"
             )
+        apart = {
+            pair: np.abs(routes[pair[0]] - routes[pair[1]]).max()
+            for pair in itertools.combinations(routes, 2)
+        }
+        told = ", ".join(f"{a} and {b} {far:.2e}" for (a, b), far in apart.items())
+        print(f"{folder.name:14} transformers' own routes: {told}")
+        ours = max(np.abs(logits - want["logits"]).max() for logits in routes.values())
+        if ours > max(apart.values(), default=0) + EXACT:
+            print(f"{folder.name:14} ours is further: {ours:.2e}")
+            failed = True
+    sys.exit(failed)
 
 
 def check_llama(directory: pathlib.Path, program: str, names: list[str]) -> None:

@@ -383,7 +383,7 @@ def test_wrong_bytes_codes_and_scales_are_refused(name):
 
 def test_without_a_compiler_numpy_serves(monkeypatch):
     monkeypatch.setattr(transcode, "_why_not", lambda: "no C++ compiler found")
-    monkeypatch.setattr(transcode, "_library", lambda: ctypes.CDLL("none"))
+    monkeypatch.setattr(transcode, "library", lambda: ctypes.CDLL("none"))
     assert transcode.why_not() == "no C++ compiler found"
     for name in NAMES:
         values, codes, scale = random_case(name, (256, 4))
