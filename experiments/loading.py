@@ -139,7 +139,7 @@ def loading(args) -> None:
     with open_store(args.output_dir, "loading", source.config.name, "load") as store:
         record = run(source, args.rounds, store, args.command_line)
     m = record.metrics
-    print(row("loading", f"{source.name}, {decimal(m['file_bytes'])}B on disk"))
+    print(row("loading", f"{source.name}, {decimal(m['file_bytes'])} on disk"))
     memory = "The most memory it held is not told by this system."
     if "load_memory_bytes" in m:
         share = m["load_memory_bytes"] / m["weight_bytes"]
