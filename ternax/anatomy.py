@@ -129,7 +129,7 @@ class Shape:
             projection_bytes=self.projection_bytes(stored) + 4 * self.norm_parameters,
             head_bytes=self.table_bytes(get_format(table)),
             embedding_bytes=0.0 if self.tie_embeddings else self.table_bytes(get_format(embedding)),
-            embedding_row_bytes=self.table_bytes(get_format(embedding)) / self.vocab_size,
+            embedding_row_bytes=get_format(embedding).nbytes(self.hidden_size, 1),
             kv_bytes_per_token=self.kv_bytes_per_token(kv),
             activation_bytes=2.0 * self.num_layers * inputs + 4.0 * self.vocab_size,
             projection_macs=float(self.projection_parameters),
