@@ -37,7 +37,7 @@ LAYERS = (
         "ternax.sampling",
     ),
     ("ternax.anatomy", "ternax.configs", "ternax.heldout"),
-    ("ternax.quantized",),
+    ("ternax.audit", "ternax.quantized"),
     ("ternax.noise",),
     ("ternax.quant",),
     ("ternax.nn",),

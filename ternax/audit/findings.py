@@ -36,6 +36,8 @@ def factor(claimed: Quantity, computed: float) -> str:
         return "which is not it"
     ratio = claimed.nominal / computed
     how = "more" if ratio > 1 else "less"
+    if 0.95 < ratio < 1.05:
+        return f"{plain(100 * abs(ratio - 1), 2)} % {how}"
     return f"{plain(max(ratio, 1 / ratio), 3)} times {how}"
 
 

@@ -1,8 +1,8 @@
 """Numbers as people write them: "~298,000 tok/s", "50-60 TPS", "59.1B", "200-400 MB".
 
 A quantity is the interval its digits stand for: half a unit of the last digit on both
-sides (trailing zeros of a whole number are not digits: 140 is 135 to 145), a twentieth more for "~",
-everything above for "+". "GB" covers 1e9 and 2**30 bytes, since both are written so.
+sides (trailing zeros of a whole number are not digits: 140 is 135 to 145), a twentieth more
+for "~", everything above for "+". "GB" covers 1e9 and 2**30 bytes, since both are written so.
 """
 
 import dataclasses

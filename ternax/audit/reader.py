@@ -6,6 +6,7 @@ What cannot be read is refused with its line and column. `docs/audit.md` describ
 import dataclasses
 import pathlib
 import re
+from typing import Any
 
 import yaml
 
@@ -98,7 +99,7 @@ class _Reader(Source):
     def model(self, name: str, values: dict[str, Leaf], place: tuple[int, int]) -> None:
         """`config: 70b`, or `parameters: 24B`, or the fields of a shape; overrides of a config."""
         fields = {f.name: f for f in dataclasses.fields(Shape) if f.name != "name"}
-        numbers: dict[str, int | bool] = {}
+        numbers: dict[str, Any] = {}
         for key, (text, line, column) in values.items():
             if key not in (*fields, "config", "parameters"):
                 close = near(key, [*fields, "config", "parameters"])
@@ -118,7 +119,7 @@ class _Reader(Source):
                 self.models[name] = Model(name, count.nominal)
                 return
             else:
-                shape = Shape(name=name, **numbers)  # type: ignore[arg-type]
+                shape = Shape(name=name, **numbers)
         except (UsageError, TypeError) as error:
             why = str(error).replace("Shape.__init__() missing", "a shape lacks")
             raise self.refuse(*place, f"{name}: {why}") from error

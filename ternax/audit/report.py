@@ -3,9 +3,19 @@
 from ternax.audit.judge import Audit, Judged
 
 
+_HEAD = """# Audit
+
+Each row of these tables, recomputed from the shapes of the models, the datasheets of the devices
+and the table's own numbers. **possible**: no limit is broken, and the share of the bound is
+said. **impossible**: a limit is, by the factor given. **mislabelled**: the number is that of
+something else, which is named. **unverifiable**: what is missing is named. What a claim leaves
+open is filled in its favour and stands under "assuming".
+"""
+
+
 def markdown(audits: list[Audit]) -> str:
     """One page for all cases."""
-    return "\n".join(line for audit in audits for line in _case(audit)).rstrip() + "\n"
+    return "\n".join([_HEAD, *(line for audit in audits for line in _case(audit))]).rstrip() + "\n"
 
 
 def summary(audit: Audit) -> str:

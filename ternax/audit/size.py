@@ -80,8 +80,8 @@ def stored(claim: Claim) -> Iterator[Finding]:
     if memory is not None:
         table = min((weights, tables_of(claim)), key=lambda f: f.bits_per_weight)
         floor = _whole(shape, weights, table)
-        name = claim.settings.get("model", shape.name)
-        found = at_least(memory, floor, f"{name} with all its weights in {weights.name}")
+        part = f"{shape.num_layers} layers of {shape.name}" if not shape.vocab_size else shape.name
+        found = at_least(memory, floor, f"{part} with all weights in {weights.name}")
         if found.verdict == "impossible":
             if other := nearest(memory, _instead(claim, memory)):
                 found = Finding("mislabelled", f"{found.text}; it is {other}")

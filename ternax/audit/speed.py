@@ -67,7 +67,8 @@ def tokens_per_s(claim: Claim) -> Iterator[Finding]:
         one = _bound(claim, load, peak, 1).tokens_per_s
         yield Finding(
             "impossible",
-            f"{text}: it takes {plain(used)} TFLOP/s; one sequence: at most {words(one, 'tokens/s')}",
+            f"{text}: that takes {plain(used)} TFLOP/s; one sequence has at most "
+            f"{words(one, 'tokens/s')}",
             assumes,
         )
     elif phase in ("prefill", "kernel"):
