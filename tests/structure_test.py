@@ -38,7 +38,7 @@ LAYERS = (
     ),
     ("ternax.anatomy", "ternax.configs", "ternax.heldout"),
     ("ternax.audit", "ternax.quantized"),
-    ("ternax.noise",),
+    ("ternax.noise", "ternax.validation"),
     ("ternax.quant",),
     ("ternax.nn",),
     ("ternax.models",),

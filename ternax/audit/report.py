@@ -2,7 +2,6 @@
 
 from ternax.audit.judge import Audit, Judged
 
-
 _HEAD = """# Audit
 
 Each row of these tables, recomputed from the shapes of the models, the datasheets of the devices
