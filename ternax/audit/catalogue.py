@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from ternax.audit.claims import Case, Claim
 from ternax.audit.findings import Finding, at_most, equals
-from ternax.audit.quantities import plain, words
-from ternax.configs.hardware import DEVICES, Device, get_device
+from ternax.audit.quantities import UnknownUnit, parse, plain, words
+from ternax.configs.hardware import DEVICES, Device
 
 # Public checkpoints with ternary weights: name, year, month, parameters. Sources: the model
 # pages of 1bitLLM, SpectraSuite (TriLM), tiiuae (Falcon3-1.58bit), HF1BitLLM, microsoft.
@@ -63,11 +63,10 @@ _ACCELERATORS = ("a100", "h100", "h200", "b200", "l40s", "l4", "a10g", "rtx6000a
 def order(claim: Claim, case: Case) -> Iterator[Finding]:
     """Which of two devices is faster, or gives more bandwidth for its price."""
     del case
-    device = claim.device
-    if device is None:
+    device, other = claim.device, claim.rival
+    if device is None or other is None:
         return
     if "faster_than" in claim.settings:
-        other = get_device(claim.settings["faster_than"])
         ratios = [("bandwidth", device.bandwidth_gb_per_s / other.bandwidth_gb_per_s)]
         ratios += [
             (operands, device.peak_tflops[operands] / other.peak_tflops[operands])
@@ -79,7 +78,6 @@ def order(claim: Claim, case: Case) -> Iterator[Finding]:
         possible = any(ratio >= 1 for _, ratio in ratios)
         yield Finding("possible" if possible else "impossible", text, "equal efficiency")
     if "cheaper_than" in claim.settings and "price" in claim.quantities:
-        other = get_device(claim.settings["cheaper_than"])
         price = claim.quantities["price"]
         ours = device.bandwidth_gb_per_s / price.nominal
         theirs = _other_price(claim, other)
@@ -97,10 +95,11 @@ def order(claim: Claim, case: Case) -> Iterator[Finding]:
 
 
 def _other_price(claim: Claim, other: Device) -> float | None:
-    from ternax.audit.quantities import parse
-
     if "other_price" in claim.settings:
-        return parse(claim.settings["other_price"], "$/h").nominal
+        try:
+            return parse(claim.settings["other_price"], "$/h").nominal or None
+        except UnknownUnit:
+            return None
     return other.usd_per_h
 
 

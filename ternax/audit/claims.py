@@ -19,7 +19,10 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One row: quantities by field, settings by field, and where it stands in the file."""
+    """One row: quantities by field, settings by field, and where it stands in the file.
+
+    `rival` is the device of `faster_than` or `cheaper_than`.
+    """
 
     place: str
     quantities: dict[str, Quantity]
@@ -28,6 +31,7 @@ class Claim:
     device: Device | None
     weights: Format | None
     tables: Format | None
+    rival: Device | None = None
 
     @property
     def says(self) -> str:

@@ -147,7 +147,7 @@ def parse(text: str, default_unit: str | None = None) -> Quantity:
     if "+" in plain[1:].replace("e+", ""):
         high = math.inf
     if found["about"] == "<":
-        low = -math.inf if dimension == "number" else 0.0
+        low = -math.inf if dimension == "number" else 1e-6 * high
     return Quantity(low, high, dimension, plain, nominal)
 
 

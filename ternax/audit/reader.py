@@ -182,7 +182,7 @@ class _Reader(Source):
                 self.named(get_format, row[name])
         for name in ("cheaper_than", "faster_than"):
             if name in settings:
-                self.named(self.find_device, row[name])
+                found["rival"] = self.named(self.find_device, row[name])
         place = f"line {where[1]}"
         return Claim(
             place,
@@ -192,6 +192,7 @@ class _Reader(Source):
             found.get("device"),
             found.get("weights"),
             found.get("tables"),
+            found.get("rival"),
         )
 
     def check_word(self, name: str, text: str, line: int, column: int) -> None:
@@ -213,6 +214,8 @@ class _Reader(Source):
             raise self.refuse(
                 line, column, f"{name}: expected {wanted}, found {found.dimension} ({text})"
             )
+        if found.low <= 0 and found.dimension != "number":
+            raise self.refuse(line, column, f"{name}: expected more than zero, found {text!r}")
         return found
 
     def named(self, find, leaf: Leaf):

@@ -100,6 +100,7 @@ def test_markdown(tmp_path):
         ("{memory: 15}", "line 7, column 18", "memory: expected a unit behind '15'"),
         ("{memory: 15 GX}", "line 7, column 18", "memory: no unit is written 'GX'"),
         ("{memory: 15 ms}", "line 7, column 18", "memory: expected bytes, found seconds"),
+        ("{memory: 0 GB}", "line 7, column 18", "memory: expected more than zero, found '0 GB'"),
         ("{batch: many}", "line 7, column 17", "batch: expected a whole number, found 'many'"),
         ("{phase: train}", "line 7, column 17", "phase: expected one of decode, prefill"),
         ("{model: [70b]}", "line 7, column 17", "row: model: expected one value, found a list"),
