@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from ternax import measure
+from ternax.anatomy import Shape
 from ternax.config import ModelConfig
 from ternax.edit import check_table_dtypes, pack_model
 from ternax.errors import UsageError
@@ -20,6 +21,7 @@ from ternax.nn.cache import KV_DTYPES, init_cache
 from ternax.nn.linear import PackedLinear, QuantLinear
 from ternax.nn.table import PackedTable
 from ternax.random_weights import abstract_model
+from ternax.roofline import Load
 from ternax.table import binary, decimal, row
 
 # What a process that has imported jax, traced, compiled and run the CPU backend holds
@@ -83,6 +85,19 @@ class Plan:
     def bytes_per_step_at(self, context: float) -> int:
         """`bytes_per_step` when each row holds `context` tokens, not yet its full context."""
         return self.bytes_per_step - round(self.step_bytes["cache"] * (1 - context / self.context))
+
+    @property
+    def load(self) -> Load:
+        """The step for `ternax.roofline`: bytes as counted here, operations from the shape."""
+        shape, step = Shape.of(self.config), self.step_bytes
+        return dataclasses.replace(
+            shape.load("trit2"),
+            projection_bytes=float(step["projections"] + step["scales"] + step["norms"]),
+            head_bytes=float(step["head"]),
+            embedding_bytes=float(0 if self.config.tie_embeddings else self.bytes["embedding"]),
+            embedding_row_bytes=step["embedding"] / self.batch,
+            kv_bytes_per_token=step["cache"] / (self.batch * self.context),
+        )
 
     def bound_tokens_per_s(
         self, read_bandwidth_gb_per_s: float, context: float | None = None

@@ -102,6 +102,9 @@ METRICS: dict[str, Metric] = {
     "max_abs_error": Metric("", "largest difference from the reference result"),
     "relative_error": Metric("fraction", "norm of a weight's change over the weight's own"),
     "output_snr_db": Metric("dB", "power of a projection's outputs over that of their change"),
+    # Predictions held against rates that others measured, or we did before.
+    "reference_tokens_per_s": Metric("tokens/s", "measured or published rate of the same thing"),
+    "prediction_error": Metric("fraction", "predicted over reference rate, less 1"),
     # Noise. A strength is in the noise's own unit: a rate, or a deviation over the scale.
     "changed_count": Metric("count", "values the noise changed"),
     "noise_strength": Metric("", "strength of the noise: its rate, sigma, size, cut or step"),

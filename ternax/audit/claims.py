@@ -1,0 +1,61 @@
+"""What a file of claims says: documents, tables, rows. Nothing is judged here."""
+
+import dataclasses
+
+from ternax.anatomy import Shape
+from ternax.audit.quantities import Quantity
+from ternax.configs.hardware import Device
+from ternax.formats import Format
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What a claim is about: a shape, or a number of parameters and nothing more."""
+
+    name: str
+    parameters: float
+    shape: Shape | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One row: quantities by field, settings by field, and where it stands in the file.
+
+    `rival` is the device of `faster_than` or `cheaper_than`.
+    """
+
+    place: str
+    quantities: dict[str, Quantity]
+    settings: dict[str, str]
+    model: Model | None
+    device: Device | None
+    weights: Format | None
+    tables: Format | None
+    rival: Device | None = None
+
+    @property
+    def says(self) -> str:
+        """The source's words, or the row's own values."""
+        if "says" in self.settings:
+            return self.settings["says"]
+        named = [self.settings[k] for k in ("id", "model", "device") if k in self.settings]
+        return ", ".join([*named, *(q.text for q in self.quantities.values())])
+
+    def count(self, name: str, default: int = 1) -> int:
+        return int(self.settings.get(name, default))
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    name: str
+    claims: tuple[Claim, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A document: where it is from, when, and its tables."""
+
+    title: str
+    source: str
+    year: int
+    tables: tuple[Table, ...]

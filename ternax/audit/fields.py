@@ -1,0 +1,103 @@
+"""The columns of a claim: what each field means, and the unit of a bare number.
+
+Quantities are what is judged; settings say what they are claimed of. `docs/audit.md` shows
+both lists with examples.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A quantity a claim may state. `unit`: of a bare number; None: it must be written."""
+
+    dimensions: tuple[str, ...]
+    unit: str | None
+    meaning: str
+
+
+def _field(meaning: str, *dimensions: str, unit: str | None = None) -> Field:
+    return Field(dimensions, unit, meaning)
+
+
+QUANTITIES: dict[str, Field] = {
+    "parameters": _field("parameters of the model", "number", unit=""),
+    "size": _field("bytes of the stored model, neither more nor less", "bytes"),
+    "memory": _field("bytes in use while it runs: the model at least", "bytes"),
+    "cache": _field("bytes of the KV cache at `context` and `batch`", "bytes"),
+    "bits": _field("stored bits of one weight", "bits", unit="bits"),
+    "tokens_per_s": _field("tokens a second of all rows", "tokens/s", unit="tok/s"),
+    "share_of_bound": _field("`tokens_per_s` over its bound", "number", unit="%"),
+    "latency": _field("time of one step, or of one forward pass", "seconds"),
+    "kernel_time": _field("time of one product of a `rows` x `columns` matrix", "seconds"),
+    "batch_gain": _field("tokens/s at `batch` over those at batch 1", "number", unit="x"),
+    "compute_time": _field("time of one token's operations alone", "seconds"),
+    "read_time": _field("time of reading one step's weights alone", "seconds"),
+    "compute_only_tokens_per_s": _field("peak over one token's operations", "tokens/s"),
+    "operations": _field("operations of one token", "operations"),
+    "idle": _field("share of a step in which the matrix unit waits", "number", unit="%"),
+    "intensity_gap": _field("critical intensity over that of a decode step", "number", unit="x"),
+    "critical_intensity": _field(
+        "operations a byte where both limits meet", "operations/byte", unit="FLOP/B"
+    ),
+    "left_out": _field("share of a step's bytes besides the weights", "number", unit="%"),
+    "bandwidth": _field("memory bandwidth of the device", "bytes/s"),
+    "device_memory": _field("memory of the device", "bytes"),
+    "largest_memory": _field("largest memory of any one device on the case's date", "bytes"),
+    "peak": _field("matrix peak of the device for `operands`", "operations/s"),
+    "devices_needed": _field("devices that the rest of the row needs", "number", unit=""),
+    "hand_overs": _field("times a step hands activations to another device", "number", unit=""),
+    "weights_read": _field(
+        "share of the weights one verification reads, `phase: speculative`", "number", unit="%"
+    ),
+    "power": _field("power while it runs", "watts", unit="W"),
+    "tokens_per_joule": _field("tokens of one joule", "tokens/joule", "tokens/watt"),
+    "joules_per_token": _field("energy of one token", "joules/token"),
+    "price": _field("price of an hour", "dollars/hour"),
+    "tokens_per_hour": _field("tokens in an hour", "number", "tokens/hour", unit=""),
+    "cost": _field("price of tokens", "dollars/token"),
+    "similarity": _field("cosine of clean and noisy outputs at `noise`", "number", unit="%"),
+    "noise": _field("share of the weights that noise replaced", "number", unit="%"),
+    "result": _field("what the arithmetic in `of` gives", "*", unit=""),
+}
+
+# name -> what it says. Each is a word, a name or a count.
+SETTINGS: dict[str, str] = {
+    "id": "a name for this row, by which `of` and `than` refer to it",
+    "says": "the words of the source",
+    "model": "a named config, or a name under `models`",
+    "device": "a name in the catalogue, or under `devices`",
+    "devices": "how many of them share the model",
+    "weights": "format of the projections: fp16, int4, nvfp4, trit2, i2_s, ...",
+    "tables": "format of embedding and head; fp16 where nothing is said",
+    "kv": "format of the KV cache",
+    "operands": "type the matrix unit multiplies: fp32, fp16, fp8, int8, ...",
+    "phase": "decode, prefill, kernel, or speculative",
+    "batch": "sequences decoded together",
+    "context": "tokens of each sequence",
+    "layers": "layers that ran, when not all",
+    "rows": "outputs of a kernel's matrix",
+    "columns": "inputs of a kernel's matrix",
+    "training": "full (AdamW), lora or qlora: what `fits` is about",
+    "fits": "yes or no: whether it fits the device's memory",
+    "extrapolated": "yes: from the other rows of its table, by their layers",
+    "bottleneck": "the part of a step claimed to take most: weights, kv, collectives, compute",
+    "interactive": "yes or no: whether one user is served at reading speed",
+    "cheaper_than": "a device that this one is claimed to beat in bandwidth for money",
+    "other_price": "the price of an hour of that device",
+    "faster_than": "a device claimed to be slower",
+    "released": "yes or no: whether public checkpoints of this kind exist",
+    "runs_on": "cpu or gpu: where the format is said to run",
+    "of": "arithmetic: numbers with units, row.field, and ' + - * / ' between spaces",
+}
+WORDS = {
+    "fits": ("yes", "no"),
+    "interactive": ("yes", "no"),
+    "released": ("yes", "no"),
+    "extrapolated": ("yes", "no"),
+    "phase": ("decode", "prefill", "kernel", "speculative"),
+    "training": ("full", "lora", "qlora"),
+    "bottleneck": ("weights", "kv", "head", "collectives", "launches", "compute"),
+    "runs_on": ("cpu", "gpu"),
+}
+COUNTS = ("devices", "batch", "context", "layers", "rows", "columns")

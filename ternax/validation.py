@@ -1,0 +1,194 @@
+"""Predicted decode rates against measured ones: the law, and one efficiency for each device.
+
+A device's efficiency is the median share of the bound that its rows reach. A row is predicted
+by the *other* rows of its device, or, when it has none beside it, by all rows of other
+devices: no number takes part in its own prediction.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import statistics
+
+from ternax import configs, roofline
+from ternax.anatomy import Shape
+from ternax.audit import read
+from ternax.audit.subject import load_of, peak_of
+from ternax.errors import BadModelFile, UsageError
+from ternax.record import Record
+from ternax.roofline import Load
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measured rate.
+
+    Attributes:
+      source: where it was published, or the file of our own record.
+      device: what shares an efficiency: a device of the catalogue, or a folder of records.
+      model, weights: what was decoded, in words.
+      layers, batch, context: of the run.
+      tokens_per_s: as measured.
+      bound_tokens_per_s: of the law at efficiency 1.
+    """
+
+    source: str
+    device: str
+    model: str
+    weights: str
+    layers: int
+    batch: int
+    context: int
+    tokens_per_s: float
+    bound_tokens_per_s: float
+
+    @property
+    def efficiency(self) -> float:
+        return self.tokens_per_s / self.bound_tokens_per_s
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """A row, the efficiency the others give it, and how far that is off."""
+
+    row: Row
+    efficiency: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.efficiency * self.row.bound_tokens_per_s
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured, less 1."""
+        return self.tokens_per_s / self.row.tokens_per_s - 1
+
+
+def published(path: str | pathlib.Path) -> list[Row]:
+    """The rows of a file of claims that state a decode rate. BadModelFile for one too bare."""
+    rows = []
+    for table in read(path).tables:
+        for claim in table.claims:
+            load, device = load_of(claim), claim.device
+            rate, model = claim.quantities.get("tokens_per_s"), claim.model
+            if load is None or device is None or rate is None or model is None:
+                needs = "a row needs model, weights, device and tokens_per_s"
+                raise BadModelFile(path, claim.place, needs)
+            peak = peak_of(claim, device)
+            bound = roofline.decode_step(
+                load,
+                device.bandwidth_gb_per_s,
+                peak[0] if peak else max(device.peak_tflops.values()),
+                batch=claim.count("batch"),
+                context=claim.count("context", 0),
+                devices=claim.count("devices"),
+            )
+            rows.append(
+                Row(
+                    source=claim.says,
+                    device=device.name,
+                    model=model.name,
+                    weights=claim.weights.name if claim.weights else "",
+                    layers=model.shape.num_layers if model.shape else 0,
+                    batch=claim.count("batch"),
+                    context=claim.count("context", 0),
+                    tokens_per_s=rate.nominal,
+                    bound_tokens_per_s=bound.tokens_per_s,
+                )
+            )
+    return rows
+
+
+def own(folder: str | pathlib.Path) -> list[Row]:
+    """Our own decode records below a folder that tell the bandwidth beside them.
+
+    Bytes come from the model's shape, not from the record; only the bandwidth is the record's,
+    since a shared machine's moves. One row for each config, depth and tables of a file: its
+    rounds' median.
+    """
+    folder = pathlib.Path(folder)
+    found: dict[tuple, list[Row]] = {}
+    for path in sorted(folder.glob("*/*.jsonl")):
+        for record in _decodes(path):
+            name, count = record.config.partition("(")[0], record.layers
+            try:
+                shape = Shape.of(configs.get_config(name))
+            except UsageError:
+                continue  # a model of somebody's own
+            flag = re.search(r"--embed_dtype=(\w+)", record.flags)
+            table = flag[1] if flag else "int8"
+            shape = dataclasses.replace(shape, num_layers=count)
+            load = shape.load("trit2", embedding=table, head=table)
+            row = _own_row(record, load, path.relative_to(folder), name)
+            found.setdefault((path, name, count, table), []).append(row)
+    return [_median(rows) for rows in found.values()]
+
+
+def _decodes(path: pathlib.Path) -> list[Record]:
+    """Measured decode records of ours in a file that may hold other lines too."""
+    records = []
+    for line in path.read_text().splitlines():
+        values = json.loads(line)
+        if values.get("phase") == "decode" and values.get("backend") == "cpu":
+            record = Record.from_dict(values)
+            if record.kind == "measured" and {"tokens_per_s", "read_bandwidth_gb_per_s"} <= (
+                record.metrics.keys()
+            ):
+                records.append(record)
+    return records
+
+
+def _own_row(record: Record, load: Load, file: pathlib.Path, model: str) -> Row:
+    # What the cache holds halfway through the new tokens.
+    held = record.context - record.metrics.get("generated_tokens", 0) / 2
+    bound = roofline.decode_step(
+        load,
+        record.metrics["read_bandwidth_gb_per_s"],
+        1e3,  # a decode step of one row is far from any matrix limit
+        batch=record.batch,
+        context=held,
+    )
+    return Row(
+        source=str(file),
+        device=file.parts[0],
+        model=model,
+        weights="trit2",
+        layers=record.layers,
+        batch=record.batch,
+        context=record.context,
+        tokens_per_s=record.metrics["tokens_per_s"],
+        bound_tokens_per_s=bound.tokens_per_s,
+    )
+
+
+def _median(rows: list[Row]) -> Row:
+    """The row whose efficiency is the median of its rounds."""
+    return sorted(rows, key=lambda row: row.efficiency)[len(rows) // 2]
+
+
+def predict(rows: list[Row]) -> list[Prediction]:
+    """Each row by the others. UsageError for fewer than two rows."""
+    if len(rows) < 2:
+        raise UsageError(f"expected at least two rows to predict one by another, found {len(rows)}")
+    out = []
+    for row in rows:
+        others = [other for other in rows if other is not row]
+        same = [other for other in others if other.device == row.device]
+        efficiency = statistics.median(other.efficiency for other in same or others)
+        out.append(Prediction(row, efficiency))
+    return out
+
+
+def efficiencies(rows: list[Row]) -> dict[str, float]:
+    """Device -> the median share of its bound that its rows reach."""
+    devices = dict.fromkeys(row.device for row in rows)
+    return {
+        device: statistics.median(row.efficiency for row in rows if row.device == device)
+        for device in devices
+    }
+
+
+def median_error(predictions: list[Prediction]) -> float:
+    """Median of the errors' sizes."""
+    return statistics.median(abs(prediction.error) for prediction in predictions)

@@ -1,0 +1,86 @@
+"""Predictions by other rows: the arithmetic, the published rates, and our own records."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from ternax import validation
+from ternax.errors import BadModelFile, UsageError
+from ternax.validation import Row
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PUBLISHED = ROOT / "experiments" / "claims" / "published" / "decode.yaml"
+
+
+def row(device: str, measured: float, bound: float) -> Row:
+    return Row("s", device, "m", "trit2", 1, 1, 0, measured, bound)
+
+
+def test_each_row_is_predicted_by_the_others():
+    rows = [row("a", 50, 100), row("a", 60, 100), row("a", 30, 100), row("b", 9, 10)]
+    found = validation.predict(rows)
+    # Medians of the two others: 0.45, 0.40, 0.55; device b has none, so the median of a's.
+    assert [p.efficiency for p in found] == pytest.approx([0.45, 0.40, 0.55, 0.50])
+    assert [p.error for p in found] == pytest.approx([-0.1, -1 / 3, 25 / 30, -4 / 9])
+    assert validation.median_error(found) == pytest.approx((1 / 3 + 4 / 9) / 2)
+    assert validation.efficiencies(rows) == pytest.approx({"a": 0.5, "b": 0.9})
+
+
+def test_a_row_takes_no_part_in_its_own_prediction():
+    rows = [row("a", 50, 100), row("a", 60, 100)]
+    changed = [row("a", 5000, 100), row("a", 60, 100)]
+    assert validation.predict(rows)[0].tokens_per_s == validation.predict(changed)[0].tokens_per_s
+    with pytest.raises(UsageError, match="at least two rows .* found 1"):
+        validation.predict(rows[:1])
+
+
+def test_published_rates_are_predicted():
+    rows = validation.published(PUBLISHED)
+    assert len(rows) >= 15 and len({r.device for r in rows}) >= 5
+    assert all(0 < r.efficiency < 1 for r in rows), "a rate above its bound"
+    assert validation.median_error(validation.predict(rows)) < 0.20
+    spark = [r for r in rows if r.device == "dgx-spark"]
+    assert spark[0].bound_tokens_per_s == pytest.approx(6.71, abs=0.02)
+    # 48 tokens in 221.08 - 57.40 ms, and 2B-4T's 1.182 GB at 1,555 GB/s.
+    bitnet = next(r for r in rows if r.model == "2b4t")
+    assert bitnet.tokens_per_s == pytest.approx(48 / (0.22108 - 0.05740), rel=1e-3)
+    assert bitnet.bound_tokens_per_s == pytest.approx(1555 / 1.19, rel=0.01)
+
+
+def test_our_own_records_are_predicted():
+    rows = validation.own(ROOT / "results")
+    assert len(rows) >= 10 and {r.device for r in rows} >= {"cpu-zen4", "cpu-zen5"}
+    assert validation.median_error(validation.predict(rows)) < 0.10
+
+
+def test_bounds_are_those_of_the_records(tmp_path):
+    """The plan counted them on the abstract model when the run was made."""
+    checked = 0
+    for path in sorted((ROOT / "results").glob("*/*.jsonl")):
+        for number, line in enumerate(path.read_text().splitlines()):
+            values = json.loads(line)
+            known = values.get("metrics", {})
+            if values.get("phase") != "decode" or values.get("backend") != "cpu":
+                continue
+            if not {"bound_tokens_per_s", "read_bandwidth_gb_per_s"} <= known.keys():
+                continue
+            alone = tmp_path / f"{path.stem}-{number}" / path.parent.name
+            alone.mkdir(parents=True)
+            (alone / path.name).write_text(line + "\n")
+            (found,) = validation.own(alone.parent)
+            assert found.bound_tokens_per_s == pytest.approx(known["bound_tokens_per_s"], rel=0.01)
+            checked += 1
+            shutil.rmtree(alone.parent)
+    assert checked > 20
+
+
+def test_a_row_with_too_little(tmp_path):
+    bare = tmp_path / "bare.yaml"
+    bare.write_text(
+        "title: t\nsource: s\nyear: 2025\ntables:\n  - name: a\n    rows:\n"
+        "      - {model: 8b, tokens_per_s: 3}\n"
+    )
+    with pytest.raises(BadModelFile, match="line 7: a row needs model, weights, device"):
+        validation.published(bare)
