@@ -102,7 +102,7 @@ def run(source: box.Source, rounds: int, store: Store, flags_text: str = "") -> 
         seed=0,
         flags=flags_text,
         note=f"{config.source}; files in the page cache; reads, one a round before its load, in s: "
-        + ", ".join(f"{read:.4f}" for read in reads),
+        + ", ".join(f"{read:.5g}" for read in reads),
     )
     store.append(record)
     return record
