@@ -38,9 +38,9 @@ METRICS: dict[str, Metric] = {
     # Loading a stored model, beside reading its files in the same round.
     "file_bytes": Metric("bytes", "the files of a stored model"),
     "file_read_s": Metric("s", "one read of these files from the page cache, median"),
-    "load_read_ratio": Metric("none", "time of a load over that read of the same round, median"),
-    "load_read_ratio_low": Metric("none", "lower end of the median's 95 % interval"),
-    "load_read_ratio_high": Metric("none", "upper end of the median's 95 % interval"),
+    "load_read_ratio": Metric("", "time of a load over that read of the same round, median"),
+    "load_read_ratio_low": Metric("", "lower end of the median's 95 % interval"),
+    "load_read_ratio_high": Metric("", "upper end of the median's 95 % interval"),
     # Memory.
     "load_memory_bytes": Metric("bytes", "most that a load held beyond what was resident before"),
     "peak_memory_bytes": Metric("bytes", "most memory resident up to the end of this phase"),
