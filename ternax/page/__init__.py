@@ -8,9 +8,11 @@ import dataclasses
 import json
 import pathlib
 
+from ternax import __version__
 from ternax.anatomy import Shape
 from ternax.configs import CONFIGS
 from ternax.configs.hardware import DEVICES, WIDER, Device
+from ternax.errors import UsageError
 from ternax.formats import FORMATS
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -55,3 +57,54 @@ def _device(device: Device) -> dict:
 def part(name: str) -> str:
     """The text of a file beside this module."""
     return (HERE / name).read_text(encoding="utf-8")
+
+
+# What the controls offer.
+LIMITS = {"batch": 4096, "context": 131072, "devices": (1, 2, 4, 8), "efficiency": 0.05}
+START = {
+    "model": "70b",
+    "weights": "trit2",
+    "tables": "fp16",
+    "kv": "fp16",
+    "device": "h100-sxm",
+    "devices": 1,
+    "batch": 1,
+    "context": 2048,
+    "efficiency": 1,
+}
+
+
+def build(**start) -> str:
+    """The page's text.
+
+    start: what its controls show first, fields of START. UsageError for what they do not offer.
+    """
+    for name, value in start.items():
+        _check(name, value)
+    data = {"tables": tables(), "start": START | start, "limits": LIMITS}
+    made = f"Made by ternax {__version__} from its own tables of models, devices and formats"
+    filled = {"data": json.dumps(data, separators=(",", ":")).replace("</", "<\\/"), "made": made}
+    names = ("page.css", "law.js", "charts.js", "page.js")
+    filled |= {name: part(name).rstrip("\n") for name in names}
+    text = part("page.html")
+    for name, content in filled.items():
+        text = text.replace("{{" + name + "}}", content)
+    return text
+
+
+def _check(name: str, value) -> None:
+    offered = {
+        "model": MODELS,
+        "weights": FORMATS,
+        "tables": TABLE_FORMATS,
+        "kv": KV_FORMATS,
+        "device": DEVICES,
+        "devices": LIMITS["devices"],
+    }
+    if name in offered and value not in offered[name]:
+        known = ", ".join(map(str, offered[name]))
+        raise UsageError(f"the page's {name} must be one of {known}; found {value}")
+    low = LIMITS["efficiency"] if name == "efficiency" else 1
+    high = 1 if name == "efficiency" else LIMITS.get(name)
+    if name in ("batch", "context", "efficiency") and not low <= value <= high:
+        raise UsageError(f"the page's {name} goes from {low} to {high}, found {value}")
