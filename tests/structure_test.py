@@ -38,7 +38,7 @@ LAYERS = (
     ),
     ("ternax.anatomy", "ternax.configs", "ternax.heldout"),
     ("ternax.audit", "ternax.prediction", "ternax.quantized"),
-    ("ternax.noise", "ternax.page", "ternax.validation"),
+    ("ternax.levers", "ternax.noise", "ternax.page", "ternax.validation"),
     ("ternax.quant",),
     ("ternax.nn",),
     ("ternax.models",),
