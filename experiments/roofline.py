@@ -184,12 +184,12 @@ def draw(setting: Setting, own: list[validation.Row], target: pathlib.Path) -> p
         )
     marks = "s^vDPX*<>dh"
     for number, (source, rows) in enumerate(_by_source(own).items()):
-        look = {"marker": marks[number % len(marks)], "color": f"C{number}", "linestyle": ""}
+        marker, colour = marks[number % len(marks)], f"C{number}"
         x = [row.intensity for row in rows]
         y = [row.tokens_per_s * row.operations / 1e12 for row in rows]
         bound = [row.bound_tokens_per_s * row.operations / 1e12 for row in rows]
-        axis.plot(x, y, markersize=5, label=f"measured: {source}", **look)
-        axis.plot(x, bound, "_", color=f"C{number}", markersize=10)
+        axis.plot(x, y, marker, color=colour, markersize=5, label=f"measured: {source}")
+        axis.plot(x, bound, "_", color=colour, markersize=10)
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("operations a byte")

@@ -20,8 +20,27 @@ HERE = pathlib.Path(__file__).resolve().parent
 MODELS = {
     name: config for name, config in CONFIGS.items() if not name.startswith(("tiny-", "stdlib-"))
 }
-TABLE_FORMATS = ("fp16", "int8", "q6_k", "q4_0")
-KV_FORMATS = ("fp16", "int8", "fp8")
+# What the controls offer.
+CHOICES: dict[str, tuple] = {
+    "model": tuple(MODELS),
+    "weights": tuple(FORMATS),
+    "tables": ("fp16", "int8", "q6_k", "q4_0"),
+    "kv": ("fp16", "int8", "fp8"),
+    "device": tuple(DEVICES),
+    "devices": (1, 2, 4, 8),
+}
+RANGES = {"batch": (1, 4096), "context": (1, 131072), "efficiency": (0.05, 1)}
+START = {
+    "model": "70b",
+    "weights": "trit2",
+    "tables": "fp16",
+    "kv": "fp16",
+    "device": "h100-sxm",
+    "devices": 1,
+    "batch": 1,
+    "context": 2048,
+    "efficiency": 1,
+}
 
 
 def tables() -> dict:
@@ -33,8 +52,6 @@ def tables() -> dict:
             name: dataclasses.asdict(format) | {"bits_per_weight": format.bits_per_weight}
             for name, format in FORMATS.items()
         },
-        "table_formats": TABLE_FORMATS,
-        "kv_formats": KV_FORMATS,
         "wider": WIDER,
     }
 
@@ -59,21 +76,6 @@ def part(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 
 
-# What the controls offer.
-LIMITS = {"batch": 4096, "context": 131072, "devices": (1, 2, 4, 8), "efficiency": 0.05}
-START = {
-    "model": "70b",
-    "weights": "trit2",
-    "tables": "fp16",
-    "kv": "fp16",
-    "device": "h100-sxm",
-    "devices": 1,
-    "batch": 1,
-    "context": 2048,
-    "efficiency": 1,
-}
-
-
 def build(**start) -> str:
     """The page's text.
 
@@ -81,7 +83,7 @@ def build(**start) -> str:
     """
     for name, value in start.items():
         _check(name, value)
-    data = {"tables": tables(), "start": START | start, "limits": LIMITS}
+    data = {"tables": tables(), "start": START | start, "choices": CHOICES, "ranges": RANGES}
     made = f"Made by ternax {__version__} from its own tables of models, devices and formats"
     filled = {"data": json.dumps(data, separators=(",", ":")).replace("</", "<\\/"), "made": made}
     names = ("page.css", "law.js", "charts.js", "page.js")
@@ -93,18 +95,9 @@ def build(**start) -> str:
 
 
 def _check(name: str, value) -> None:
-    offered = {
-        "model": MODELS,
-        "weights": FORMATS,
-        "tables": TABLE_FORMATS,
-        "kv": KV_FORMATS,
-        "device": DEVICES,
-        "devices": LIMITS["devices"],
-    }
-    if name in offered and value not in offered[name]:
-        known = ", ".join(map(str, offered[name]))
+    if name in CHOICES and value not in CHOICES[name]:
+        known = ", ".join(map(str, CHOICES[name]))
         raise UsageError(f"the page's {name} must be one of {known}; found {value}")
-    low = LIMITS["efficiency"] if name == "efficiency" else 1
-    high = 1 if name == "efficiency" else LIMITS.get(name)
-    if name in ("batch", "context", "efficiency") and not low <= value <= high:
+    low, high = RANGES.get(name, (value, value))
+    if not low <= value <= high:
         raise UsageError(f"the page's {name} goes from {low} to {high}, found {value}")

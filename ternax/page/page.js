@@ -1,9 +1,7 @@
 // The page itself: controls and address to a setting, a setting to numbers and charts.
 "use strict";
 
-const { tables, start, limits } = JSON.parse(document.getElementById("data").textContent);
-const CHOICES = ["model", "weights", "tables", "kv", "device", "devices"];
-const AMOUNTS = ["batch", "context", "efficiency"];
+const { tables, start, choices, ranges } = JSON.parse(document.getElementById("data").textContent);
 const PARTS = {
   weights: "reading the projections", head: "reading the head", kv: "reading the KV cache",
   activations: "reading embedding rows", compute: "computing beyond the reading",
@@ -34,30 +32,24 @@ const grid = (most) => {
   for (let power = 4; power <= most; power *= 2) found.push(power, power * 1.5);
   return found.filter((value) => value <= most);
 };
-const GRIDS = { batch: grid(limits.batch), context: grid(limits.context) };
+const GRIDS = { batch: grid(ranges.batch[1]), context: grid(ranges.context[1]) };
 const nearest = (values, value) => values.reduce((best, one, index) =>
   Math.abs(Math.log(one / value)) < Math.abs(Math.log(values[best] / value)) ? index : best, 0);
 
-const legal = {
-  model: tables.models, weights: tables.formats, device: tables.devices,
-  tables: Object.fromEntries(tables.table_formats.map((name) => [name, tables.formats[name]])),
-  kv: Object.fromEntries(tables.kv_formats.map((name) => [name, tables.formats[name]])),
-  devices: Object.fromEntries(limits.devices.map((count) => [count, null])),
-};
 let setting = { ...start };
 
 // What the address says, where it says something that can be.
 function from_address() {
   for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
-    if (name in legal && text in legal[name]) setting[name] = name === "devices" ? Number(text) : text;
-    if (AMOUNTS.includes(name)) setting[name] = amount(name, text) ?? setting[name];
+    if (name in choices) setting[name] = choices[name].find((one) => String(one) === text) ?? setting[name];
+    if (name in ranges) setting[name] = amount(name, text) ?? setting[name];
   }
 }
 
 function amount(name, text) {
   const value = Number(text);
-  if (name === "efficiency") return value >= limits.efficiency && value <= 1 ? value : null;
-  return Number.isInteger(value) && value >= 1 && value <= limits[name] ? value : null;
+  const [low, high] = ranges[name];
+  return value >= low && value <= high && (name === "efficiency" || Number.isInteger(value)) ? value : null;
 }
 
 function fill(id, options) {
@@ -68,19 +60,22 @@ function make_controls() {
   const bits = (name) => `${name}, ${digits(tables.formats[name].bits_per_weight)} bits`;
   fill("model", Object.values(tables.models).map((m) => [m.name, `${m.name}, ${digits(m.parameters / 1e9)} B parameters`]));
   for (const id of ["weights", "tables", "kv"]) {
-    fill(id, Object.keys(legal[id]).map((name) => [name, bits(name)]));
+    fill(id, choices[id].map((name) => [name, bits(name)]));
   }
   fill("device", Object.values(tables.devices).map((d) => [d.name, d.title]));
-  fill("devices", limits.devices.map((count) => [count, String(count)]));
+  fill("devices", choices.devices.map((count) => [count, String(count)]));
+  for (const [name, [min, max]] of Object.entries(ranges)) {
+    for (const id of [name, `${name}-range`]) Object.assign(by_id(id), { min, max });
+  }
   for (const [name, values] of Object.entries(GRIDS)) {
     Object.assign(by_id(`${name}-range`), { min: 0, max: values.length - 1, step: 1 });
   }
-  for (const id of CHOICES) {
+  for (const id of Object.keys(choices)) {
     by_id(id).addEventListener("change", (event) => {
       change({ [id]: id === "devices" ? Number(event.target.value) : event.target.value });
     });
   }
-  for (const id of AMOUNTS) {
+  for (const id of Object.keys(ranges)) {
     by_id(id).addEventListener("input", (event) => {
       const value = amount(id, event.target.value);
       by_id("message").textContent = value === null
@@ -106,8 +101,8 @@ function change(changes, typing) {
 }
 
 function show_controls(typing) {
-  for (const id of CHOICES) by_id(id).value = setting[id];
-  for (const id of AMOUNTS) {
+  for (const id of Object.keys(choices)) by_id(id).value = setting[id];
+  for (const id of Object.keys(ranges)) {
     if (id !== typing) by_id(id).value = setting[id]; // never under the fingers
     const range = by_id(`${id}-range`);
     range.value = id in GRIDS ? nearest(GRIDS[id], setting[id]) : setting[id];
@@ -207,7 +202,7 @@ function levers() {
     [`on ${fastest.title}`, { device: fastest.name }],
   ].filter(([, changes]) => {
     const other = possible({ ...setting, ...changes });
-    const within = other.batch <= limits.batch && limits.devices.includes(other.devices);
+    const within = other.batch <= ranges.batch[1] && choices.devices.includes(other.devices);
     return within && Object.keys(changes).some((name) => other[name] !== setting[name]);
   });
 }

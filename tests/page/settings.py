@@ -22,10 +22,10 @@ def draw(count: int, seed: int = 0) -> list[dict]:
             {
                 "model": chance.choice(list(page.MODELS)),
                 "weights": chance.choice(list(FORMATS)),
-                "tables": chance.choice(page.TABLE_FORMATS),
-                "kv": chance.choice(page.KV_FORMATS),
+                "tables": chance.choice(page.CHOICES["tables"]),
+                "kv": chance.choice(page.CHOICES["kv"]),
                 "device": device,
-                "devices": 1 if alone else chance.choice([1, 2, 4, 8]),
+                "devices": 1 if alone else chance.choice(page.CHOICES["devices"]),
                 "batch": round(2 ** chance.uniform(0, 12)),
                 "context": round(2 ** chance.uniform(0, 17)),
                 "efficiency": chance.choice([1, 0.8, 0.5, round(chance.uniform(0.05, 1), 2)]),
