@@ -15,6 +15,7 @@ from ternax.anatomy import Shape
 from ternax.checkpoint import whole
 from ternax.configs import get_config
 from ternax.configs.hardware import get_device
+from ternax.errors import UsageError
 from ternax.experiments import flags
 from ternax.formats import get_format
 from ternax.levers import FORMATS, Lever, Speculation, levers
@@ -231,8 +232,14 @@ def _write_page(path: str, setting: Setting) -> str:
 
 def roofline_command(args) -> None:
     """The command: predict, print, keep, draw, write the page."""
+    config = get_config(args.config)
+    if args.context > config.max_context:
+        raise UsageError(
+            f"--context must be at most {config.max_context}, what {config.name} was made for, "
+            f"found {args.context}"
+        )
     setting = Setting(
-        shape=Shape.of(get_config(args.config)),
+        shape=Shape.of(config),
         device=get_device(args.device),
         weights=get_format(args.weights).name,
         tables=get_format(args.tables).name,

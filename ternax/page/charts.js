@@ -79,15 +79,15 @@ function draw_roofline(svg, view) {
     }
   }
   const ridge = peak / view.bandwidth_tb_per_s;
-  const roof = (share) => [
-    [INTENSITY[0], share * view.bandwidth_tb_per_s * INTENSITY[0]], [ridge, share * peak],
+  const roof = (share) => [ // from where it enters the picture
+    [range[0] / (share * view.bandwidth_tb_per_s), range[0]], [ridge, share * peak],
     [INTENSITY[1], share * peak],
   ];
   line("ridge", x(ridge), y(peak), x(ridge), bottom);
   text(ridge.toLocaleString("en", { maximumSignificantDigits: 3 }), x(ridge), bottom - 6, "middle", "halo");
   path("roof", roof(1));
   path("trail", view.trail.map((p) => [p.intensity, p.tflops]));
-  if (view.efficiency < 1) path("reached", roof(view.efficiency).map(([at, rate]) => [at, Math.max(rate, range[0])]));
+  if (view.efficiency < 1) path("reached", roof(view.efficiency));
   const taken = [x(view.point.intensity)];
   for (const other of view.others) {
     const cx = x(other.intensity);
@@ -104,15 +104,16 @@ function draw_roofline(svg, view) {
   let point = svg.querySelector(".point"); // kept, so that it moves
   if (!point) {
     point = svg_node("g", { class: "point" });
-    point.append(svg_node("circle", { r: 8 }), svg_node("text", { class: "halo", y: -15 }));
+    point.append(svg_node("circle", { r: 8 }), svg_node("text", { class: "halo" }));
     svg.append(point);
   }
   const at_x = x(view.point.intensity);
   point.style.transform = `translate(${at_x}px, ${y(view.point.tflops)}px)`;
   const label = point.lastChild;
   label.textContent = view.point.label;
-  // Above the roof's left flank nothing else is drawn.
-  const room = at_x > 120;
-  label.setAttribute("text-anchor", room ? "end" : "start");
-  label.setAttribute("x", room ? -10 : -6);
+  // Above the roof's left flank nothing else is drawn; past the ridge there is room below.
+  const past = view.point.intensity > ridge, room = at_x > 120;
+  label.setAttribute("text-anchor", past ? "middle" : room ? "end" : "start");
+  label.setAttribute("x", past ? Math.min(0, right - 55 - at_x) : room ? -10 : -6);
+  label.setAttribute("y", past ? 26 : -15);
 }

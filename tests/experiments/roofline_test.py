@@ -70,6 +70,7 @@ def test_the_plot_names_the_records_behind_each_point(tmp_path, capsys):
     [
         (["--device=h1000"], "no device is named 'h1000'; nearest: h100"),
         (["--config=71b"], "no model is named '71b'"),
+        (["--config=2b4t", "--context=5000"], "at most 4096, what bitnet-2b4t was made for"),
         (["--weights=int3"], "no format is named 'int3'"),
         (["--efficiency=1.5"], "efficiency must be above 0 and at most 1, found 1.5"),
         (["--device=m1-pro", "--devices=2"], "m1-pro has no link to another"),

@@ -104,6 +104,21 @@ def test_first_look(browser, address):
 
 
 @in_browser
+@pytest.mark.parametrize("batch", [1, 16, 512])
+def test_the_point_lies_on_the_line_that_is_reached(browser, address, batch):
+    """In pixels, between the corners of the dashed line, which the efficiency alone decides."""
+    setting = f"model=8b&device=rtx3090&efficiency=0.6&context=128&batch={batch}"
+    browser.open(f"{address}?point{batch}#{setting}")
+    line = browser.run("document.querySelector('.reached').getAttribute('points')")
+    place = browser.run("document.querySelector('.point').style.transform")
+    x, y = (float(number) for number in re.findall(r"[\d.]+", place))
+    corners = [tuple(map(float, pair.split(","))) for pair in line.split()]
+    (x0, y0), (x1, y1) = corners[:2] if x < corners[1][0] else corners[1:]
+    assert y == pytest.approx(y0 + (y1 - y0) * (x - x0) / (x1 - x0), abs=0.3)
+    assert (x > corners[1][0]) == (batch == 512)
+
+
+@in_browser
 def test_controls_by_keyboard_and_by_hand(browser, address):
     browser.open(f"{address}?keys")
     unnamed = browser.run(
