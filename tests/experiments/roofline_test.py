@@ -49,7 +49,7 @@ def test_the_page(tmp_path, capsys):
     assert roofline.main(flags) == 0
     assert f"page     {target}" in capsys.readouterr().out
     assert target.read_text() == page.build(model="8b", batch=4, efficiency=1.0)
-    assert roofline.main(["--config=tiny-llama", *flags[1:]]) == 2
+    assert roofline.main(["--config=tiny-llama", "--context=64", *flags[1:]]) == 2
     assert "the page's model must be one of" in capsys.readouterr().err
 
 
