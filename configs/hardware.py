@@ -31,6 +31,9 @@ LINKS = {
     "nvlink5": NVLINK_5,
 }
 
+# What multiplies operands that a device has no unit for: the next wider type.
+WIDER = {"fp4": "fp8", "fp8": "fp16", "int4": "int8", "int8": "fp16", "fp16": "fp32"}
+
 RUNPOD = "RunPod, March 2026 (deploybase.ai/articles/runpod-gpu-pricing)"
 
 
@@ -77,6 +80,12 @@ class Device:
     def fastest_link(self) -> Link | None:
         """What tensor-parallel siblings talk over."""
         return self.link or self.pcie
+
+    def operands(self, wanted: str) -> str:
+        """The type that multiplies operands of `wanted` here: itself, or the next wider one."""
+        while wanted not in self.peak_tflops:
+            wanted = WIDER[wanted]
+        return wanted
 
 
 DEVICES: dict[str, Device] = {

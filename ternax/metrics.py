@@ -105,6 +105,10 @@ METRICS: dict[str, Metric] = {
     # Predictions held against rates that others measured, or we did before.
     "reference_tokens_per_s": Metric("tokens/s", "measured or published rate of the same thing"),
     "prediction_error": Metric("fraction", "predicted over reference rate, less 1"),
+    # Where a predicted step stands under the roofline, and what it costs.
+    "intensity": Metric("op/byte", "operations of a step by the bytes it reads"),
+    "critical_intensity": Metric("op/byte", "where the device's two limits meet"),
+    "usd_per_million_tokens": Metric("USD", "at the catalogue's price of the devices"),
     # Noise. A strength is in the noise's own unit: a rate, or a deviation over the scale.
     "changed_count": Metric("count", "values the noise changed"),
     "noise_strength": Metric("", "strength of the noise: its rate, sigma, size, cut or step"),

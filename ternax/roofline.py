@@ -112,6 +112,24 @@ def all_reduce_s(nbytes: float, devices: int, link_gb_per_s: float, latency_s: f
     return latency_s + 2 * (devices - 1) / devices * nbytes / (link_gb_per_s * 1e9)
 
 
+def step_macs(load: Load, *, batch: float = 1, context: float = 0, positions: float = 1) -> float:
+    """Multiply-adds of one step; `positions` as in `decode_step`."""
+    a_token = load.projection_macs + load.head_macs + context * load.attention_macs_per_token
+    return batch * positions * a_token
+
+
+def step_bytes(load: Load, *, batch: float = 1, context: float = 0, positions: float = 1) -> float:
+    """Bytes that one step reads, activations left to the caches."""
+    a_row = context * load.kv_bytes_per_token + positions * load.embedding_row_bytes
+    return load.read_bytes + batch * a_row
+
+
+def intensity(load: Load, *, batch: float = 1, context: float = 0) -> float:
+    """Operations of a step for each byte it reads: where it stands under the roof."""
+    at = {"batch": batch, "context": context}
+    return 2 * step_macs(load, **at) / step_bytes(load, **at)
+
+
 def decode_step(
     load: Load,
     bandwidth_gb_per_s: float,
@@ -119,6 +137,7 @@ def decode_step(
     *,
     batch: float = 1,
     context: float = 0,
+    positions: float = 1,
     devices: int = 1,
     efficiency: float = 1.0,
     compute_efficiency: float = 1.0,
@@ -130,6 +149,8 @@ def decode_step(
     """One decode step of `batch` rows that hold `context` tokens each.
 
     Args:
+      positions: of each row computed at once: a draft and one more while it is verified, which
+        read the weights and the row's cache as one token does.
       efficiency, compute_efficiency: shares of bandwidth and peak that are reached; 1: a bound.
       devices: tensor-parallel; each holds and reads its share.
       activations: count them as read from memory; caches hold them in practice.
@@ -137,15 +158,16 @@ def decode_step(
       launch_s: of one kernel launch; 0 when a step is one recorded graph.
     """
     bandwidth = bandwidth_gb_per_s * efficiency * devices
-    macs = batch * (load.projection_macs + load.head_macs)
-    macs += batch * context * load.attention_macs_per_token
+    macs = step_macs(load, batch=batch, context=context, positions=positions)
     weights = read_s(load.projection_bytes, bandwidth)
     head = read_s(load.head_bytes, bandwidth)
     kv = read_s(batch * context * load.kv_bytes_per_token, bandwidth)
-    moved = batch * (load.embedding_row_bytes + activations * load.activation_bytes)
+    a_token = load.embedding_row_bytes + activations * load.activation_bytes
+    moved = batch * positions * a_token
     other = read_s(moved, bandwidth)
     computing = compute_s(macs, peak_tflops * compute_efficiency * devices)
-    one = all_reduce_s(batch * load.all_reduce_bytes, devices, link_gb_per_s, collective_latency_s)
+    sent = batch * positions * load.all_reduce_bytes
+    one = all_reduce_s(sent, devices, link_gb_per_s, collective_latency_s)
     return Step(
         weights_s=weights,
         kv_s=kv,
@@ -193,6 +215,30 @@ def critical_batch(
 def critical_intensity(bandwidth_gb_per_s: float, peak_tflops: float) -> float:
     """Operations a byte at which both limits meet."""
     return peak_tflops * 1e3 / bandwidth_gb_per_s
+
+
+def tokens_a_round(acceptance: float, drafted: int) -> float:
+    """Tokens that one verified draft yields on average (arXiv:2211.17192, equation 1).
+
+    acceptance: chance, the same for each drafted token, that it is kept; 1: all are.
+    """
+    if acceptance == 1:
+        return drafted + 1.0
+    return (1 - acceptance ** (drafted + 1)) / (1 - acceptance)
+
+
+def speculative_tokens_per_s(
+    verify: Step, draft: Step, *, drafted: int, acceptance: float
+) -> float:
+    """Of all rows, when a smaller model drafts.
+
+    verify: the large model's step of `drafted + 1` positions; draft: one of the small model.
+    """
+    return (
+        verify.rows
+        * tokens_a_round(acceptance, drafted)
+        / (verify.total_s + drafted * draft.total_s)
+    )
 
 
 def resident_bytes(load: Load, *, batch: float = 1, context: float = 0) -> float:

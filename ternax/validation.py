@@ -31,6 +31,7 @@ class Row:
       layers, batch, context: of the run.
       tokens_per_s: as measured.
       bound_tokens_per_s: of the law at efficiency 1.
+      operations: of one token; `intensity`, operations of a step by the bytes it reads.
     """
 
     source: str
@@ -42,6 +43,8 @@ class Row:
     context: int
     tokens_per_s: float
     bound_tokens_per_s: float
+    operations: float
+    intensity: float
 
     @property
     def efficiency(self) -> float:
@@ -75,13 +78,14 @@ def published(path: str | pathlib.Path) -> list[Row]:
             if load is None or device is None or rate is None or model is None:
                 needs = "a row needs model, weights, device and tokens_per_s"
                 raise BadModelFile(path, claim.place, needs)
+            batch, context = claim.count("batch"), claim.count("context", 0)
             peak = peak_of(claim, device)
             bound = roofline.decode_step(
                 load,
                 device.bandwidth_gb_per_s,
                 peak[0] if peak else max(device.peak_tflops.values()),
-                batch=claim.count("batch"),
-                context=claim.count("context", 0),
+                batch=batch,
+                context=context,
                 devices=claim.count("devices"),
             )
             rows.append(
@@ -91,10 +95,12 @@ def published(path: str | pathlib.Path) -> list[Row]:
                     model=model.name,
                     weights=claim.weights.name if claim.weights else "",
                     layers=model.shape.num_layers if model.shape else 0,
-                    batch=claim.count("batch"),
-                    context=claim.count("context", 0),
+                    batch=batch,
+                    context=context,
                     tokens_per_s=rate.nominal,
                     bound_tokens_per_s=bound.tokens_per_s,
+                    operations=2 * roofline.step_macs(load, context=context),
+                    intensity=roofline.intensity(load, batch=batch, context=context),
                 )
             )
     return rows
@@ -159,6 +165,8 @@ def _own_row(record: Record, load: Load, file: pathlib.Path, model: str) -> Row:
         context=record.context,
         tokens_per_s=record.metrics["tokens_per_s"],
         bound_tokens_per_s=bound.tokens_per_s,
+        operations=2 * roofline.step_macs(load, context=held),
+        intensity=roofline.intensity(load, batch=record.batch, context=held),
     )
 
 

@@ -72,6 +72,13 @@ def test_models_in_the_box_are_package_data(tmp_path):
         assert [path for path in files if path.is_file() and path not in taken] == []
 
 
+def test_the_parts_of_the_page_are_package_data():
+    patterns = SETUP["options.package_data"]["*"].split(", ")
+    parts = [p for p in (ROOT / "ternax" / "page").iterdir() if p.suffix not in (".py", "")]
+    assert len(parts) == 5
+    assert [p.name for p in parts if not any(p.match(pattern) for pattern in patterns)] == []
+
+
 def test_console_scripts_name_a_main():
     for line in SETUP["options.entry_points"]["console_scripts"].strip().splitlines():
         package, module = re.fullmatch(r"\S+ = (ternax\.\w+)\.(\w+):main", line).groups()

@@ -113,3 +113,37 @@ def test_memory_energy_and_money():
     assert roofline.joules_per_token(350, 1074) == pytest.approx(0.3259, abs=1e-4)
     # $0.59 an hour at 1,074 tokens/s: $152.60 for 1e9 tokens.
     assert 1000 * roofline.usd_per_million_tokens(0.59, 1074) == pytest.approx(152.60, abs=0.01)
+
+
+def test_a_draft_reads_weights_and_cache_once():
+    load = SHAPE_70B.load("trit2")
+    one = roofline.decode_step(load, 3350, 1979, batch=2, context=500)
+    five = roofline.decode_step(load, 3350, 1979, batch=2, context=500, positions=5)
+    assert (one.weights_s, one.kv_s) == (five.weights_s, five.kv_s)
+    assert five.total_s == pytest.approx(one.total_s, rel=1e-4)
+    # With enough of them computing decides, and grows by the token.
+    many = [
+        roofline.decode_step(load, 3350, 1979, positions=count).total_s for count in (4096, 8192)
+    ]
+    assert many[1] == pytest.approx(2 * many[0], rel=1e-6)
+
+
+@hypothesis.given(acceptance=st.floats(0, 1), drafted=st.integers(0, 12))
+def test_tokens_of_a_round_are_the_sum_over_where_it_ends(acceptance, drafted):
+    """The first j tokens are kept with chance a**j, and one more always comes: sum of a**j."""
+    by_hand = sum(acceptance**kept for kept in range(drafted + 1))
+    assert roofline.tokens_a_round(acceptance, drafted) == pytest.approx(by_hand)
+
+
+def test_speculation_without_drafts_is_decoding():
+    load, small = SHAPE_70B.load("fp16"), Shape.of(get_config("1b")).load("fp16")
+    verify, draft = (roofline.decode_step(part, 3350, 989) for part in (load, small))
+    plain = roofline.speculative_tokens_per_s(verify, draft, drafted=0, acceptance=0.7)
+    assert plain == verify.tokens_per_s
+    # A draft model as slow as the model itself can only lose.
+    assert (
+        roofline.speculative_tokens_per_s(verify, verify, drafted=4, acceptance=0.99)
+        < verify.tokens_per_s
+    )
+    fast = roofline.speculative_tokens_per_s(verify, draft, drafted=4, acceptance=0.8)
+    assert fast == pytest.approx(3.3616 / (verify.total_s + 4 * draft.total_s), rel=1e-4)

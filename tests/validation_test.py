@@ -15,7 +15,7 @@ PUBLISHED = ROOT / "experiments" / "claims" / "published" / "decode.yaml"
 
 
 def row(device: str, measured: float, bound: float) -> Row:
-    return Row("s", device, "m", "trit2", 1, 1, 0, measured, bound)
+    return Row("s", device, "m", "trit2", 1, 1, 0, measured, bound, 1e9, 2.0)
 
 
 def test_each_row_is_predicted_by_the_others():
