@@ -35,6 +35,7 @@ FLOORS = {
     "orbax-checkpoint": "0.12",
     "absl-py": "",
     "ml_collections": "",
+    "pyyaml": "",
     "rich": "",
 }
 _CUDA = tuple(f"jax-cuda{n}-{part}" for n in (13, 12) for part in ("plugin", "pjrt"))

@@ -110,8 +110,8 @@ def own(folder: str | pathlib.Path) -> list[Row]:
     """Our own decode records below a folder that tell the bandwidth beside them.
 
     Bytes come from the model's shape, not from the record; only the bandwidth is the record's,
-    since a shared machine's moves. One row for each config, depth and tables of a file: its
-    rounds' median.
+    since a shared machine's moves. One row for each config, depth, context, tables and cache of
+    a file: its rounds' median.
     """
     folder = pathlib.Path(folder)
     found: dict[tuple, list[Row]] = {}
@@ -122,13 +122,19 @@ def own(folder: str | pathlib.Path) -> list[Row]:
                 shape = Shape.of(configs.get_config(name))
             except UsageError:
                 continue  # a model of somebody's own
-            flag = re.search(r"--embed_dtype=(\w+)", record.flags)
-            table = flag[1] if flag else "int8"
+            table = _flag(record, "embed_dtype", "int8")
+            kv = _flag(record, "kv_dtype", "bf16")
             shape = dataclasses.replace(shape, num_layers=count)
-            load = shape.load("trit2", embedding=table, head=table)
+            load = shape.load("trit2", embedding=table, head=table, kv=kv)
             row = _own_row(record, load, path.relative_to(folder), name)
-            found.setdefault((path, name, count, table), []).append(row)
+            found.setdefault((path, name, count, record.context, table, kv), []).append(row)
     return [_median(rows) for rows in found.values()]
+
+
+def _flag(record: Record, name: str, default: str) -> str:
+    """What a flag of the command that made a record said."""
+    found = re.search(rf"--{name}=(\w+)", record.flags)
+    return found[1] if found else default
 
 
 def _decodes(path: pathlib.Path) -> list[Record]:

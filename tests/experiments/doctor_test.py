@@ -27,6 +27,7 @@ WORKING = {
     "absl-py": "2.5.1",
     "ml_collections": "1.1.0",
     "rich": "15.0.0",
+    "pyyaml": "6.0.3",
 }
 
 
