@@ -41,9 +41,9 @@ LOOK = \
   print(", ".join(n.name + str(n.specifier) for n in missing) or "ready")
 
 ifneq (,$(filter check format,$(MAKECMDGOALS)))
-EXTRAS := test dev
+EXTRAS := notebook test dev
 else ifneq (,$(filter test env,$(MAKECMDGOALS)))
-EXTRAS := test
+EXTRAS := notebook test
 endif
 
 LOOK_AT := $(if $(filter file,$(origin VENV)),$(PYTHON),$(VENV)/bin/python)

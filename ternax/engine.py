@@ -93,7 +93,7 @@ def load(
 def load_stored(source: Source, *, inputs: str | None = None, **options) -> Decoder:
     """The weights that a Source has: options as for `load_saved` or `interop.loading.load`."""
     if source.stored is None or isinstance(source.stored, Manifest):
-        source.check(inputs=inputs)
+        source.check(scheme=options.get("scheme"), inputs=inputs)
         return load_saved(source.directory, **options)
     return load_foreign(source.stored, inputs=inputs, **options)
 

@@ -90,6 +90,15 @@ def test_table_dtypes(tmp_path, embed, head):
     same(load(tmp_path / "model"), model)
 
 
+def test_code_of_its_own_is_loaded_by_who_names_it(tmp_path):
+    own = "ternax.quant.ternary:TWN"
+    model = packed_model("tiny-bitnet", own)
+    ternax.save(model, tmp_path / "mine")
+    same(ternax.load(tmp_path / "mine", scheme=own), model)
+    with pytest.raises(BadModelFile, match=f"ask for scheme={own}"):
+        ternax.load(tmp_path / "mine")
+
+
 def test_a_loaded_model_answers_alike(tmp_path):
     model = packed_model("tiny-bitnet")
     save(model, tmp_path / "model")
