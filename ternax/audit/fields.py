@@ -63,7 +63,7 @@ QUANTITIES: dict[str, Field] = {
 
 # name -> what it says. Each is a word, a name or a count.
 SETTINGS: dict[str, str] = {
-    "id": "a name for this row, by which `of` and `than` refer to it",
+    "id": "a name for this row, by which `of` refers to it",
     "says": "the words of the source",
     "model": "a named config, or a name under `models`",
     "device": "a name in the catalogue, or under `devices`",
@@ -97,7 +97,7 @@ WORDS = {
     "extrapolated": ("yes", "no"),
     "phase": ("decode", "prefill", "kernel", "speculative"),
     "training": ("full", "lora", "qlora"),
-    "bottleneck": ("weights", "kv", "head", "collectives", "launches", "compute"),
+    "bottleneck": ("weights", "kv", "head", "collectives", "compute"),
     "runs_on": ("cpu", "gpu"),
 }
 COUNTS = ("devices", "batch", "context", "layers", "rows", "columns")

@@ -22,6 +22,36 @@ NEEDS = {
     "similarity": ("noise",),
     "cost": ("price", "tokens_per_s"),
     "tokens_per_joule": ("power", "tokens_per_s"),
+    "joules_per_token": ("power", "tokens_per_s"),
+    "tokens_per_hour": ("tokens_per_s",),
+    "price": ("cost", "tokens_per_s"),
+    "share_of_bound": ("tokens_per_s", "model", "device", "weights", "phase"),
+    "left_out": ("context", "model", "device", "weights"),
+    "noise": ("similarity",),
+    "weights_read": ("phase",),
+    "hand_overs": ("model",),
+    "operations": ("model",),
+    "compute_time": ("model", "device"),
+    "compute_only_tokens_per_s": ("model", "device"),
+    "read_time": ("model", "device", "weights"),
+    "idle": ("model", "device", "weights"),
+    "intensity_gap": ("device", "weights"),
+    "critical_intensity": ("device",),
+    "devices_needed": ("model", "device", "weights"),
+    "bandwidth": ("device",),
+    "device_memory": ("device",),
+    "peak": ("device",),
+    "power": ("device",),
+}
+# The same of what a setting claims.
+SETTINGS_NEED = {
+    "fits": ("model", "weights", "device"),
+    "bottleneck": ("model", "weights", "device"),
+    "interactive": ("model", "weights", "device"),
+    "faster_than": ("device",),
+    "cheaper_than": ("device", "price"),
+    "runs_on": ("weights",),
+    "of": ("result",),
 }
 
 
@@ -98,7 +128,12 @@ def _missing(claim: Claim) -> Finding:
         for field in claim.quantities
         if (gone := [name for name in NEEDS.get(field, ()) if not _has(claim, name)])
     ]
-    if not claim.quantities:
+    lacks += [
+        f"{name} needs {', '.join(gone)}"
+        for name, needs in SETTINGS_NEED.items()
+        if name in claim.settings and (gone := [field for field in needs if not _has(claim, field)])
+    ]
+    if not claim.quantities and not lacks:
         return Finding("unverifiable", "it states no quantity")
     return Finding(
         "unverifiable", f"too little to judge: {'; '.join(lacks) or 'a model or device'}"

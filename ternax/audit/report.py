@@ -25,7 +25,7 @@ def summary(audit: Audit) -> str:
 
 def _case(audit: Audit) -> list[str]:
     lines = [f"## {audit.case.title}", "", f"{audit.case.source}, {audit.case.year}.", ""]
-    lines += [summary(audit).partition(": ")[2] + ".", ""]
+    lines += [summary(audit).removeprefix(f"{audit.case.title}: ") + ".", ""]
     for name, rows in audit.tables:
         lines += [f"### {name}", "", "| claim | verdict | arithmetic |", "|---|---|---|"]
         lines += [_row(judged) for judged in rows]

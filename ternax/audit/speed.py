@@ -56,7 +56,7 @@ def tokens_per_s(claim: Claim) -> Iterator[Finding]:
     peak, operands = found
     phase, batch = claim.settings.get("phase"), claim.settings.get("batch")
     cap = peak * 1e12 * claim.count("devices") / (2 * load.projection_macs)
-    used = 2 * load.projection_macs * rate.low / 1e12
+    used = 2 * load.projection_macs * rate.nominal / 1e12
     matrix = (
         f"at any batch, {plain(peak * claim.count('devices'))} TFLOP/s of {operands} / (2 x "
         f"{words(load.projection_macs, 'number')})"
@@ -71,7 +71,7 @@ def tokens_per_s(claim: Claim) -> Iterator[Finding]:
             f"{words(one, 'tokens/s')}",
             assumes,
         )
-    elif phase in ("prefill", "kernel"):
+    elif phase in ("prefill", "kernel", "speculative"):
         yield at_most(rate, cap, matrix, assumes)
     else:
         rows = float(batch or 1)
@@ -79,10 +79,11 @@ def tokens_per_s(claim: Claim) -> Iterator[Finding]:
         result = at_most(rate, step.tokens_per_s, _read(claim, load, rows))
         if result.verdict == "impossible" and batch is None:
             needed = math.ceil(rate.low * step.memory_s)
+            part = min(1.0, rate.nominal / cap)
             result = Finding(
                 "mislabelled",
                 f"{result.text}; it must be {needed} sequences or more in one step, or a prompt, "
-                f"which the matrix unit allows ({100 * used / peak:.0f} % of its peak)",
+                f"which the matrix unit allows ({100 * part:.0f} % of its peak)",
                 "batch 1, since none is given",
             )
         yield result
@@ -104,7 +105,7 @@ def latency(claim: Claim) -> Iterator[Finding]:
         said = f"{rate.text} x {time.text} = {plain(rate.nominal * time.nominal)} tokens in flight"
         middle = rate.nominal * time.nominal
         flight = Quantity(low, high, "number", f"{plain(middle)} tokens", middle)
-        if batch is not None and phase != "prefill":
+        if batch is not None and phase not in ("prefill", "speculative"):
             yield equals(flight, float(batch), f"{said}; the batch")
         elif phase == "decode" and not flight.meets(1.0):
             text = f"{said}: a batch or a prompt of so many tokens, not one sequence's decode"
@@ -201,7 +202,7 @@ def parts_of_the_law(claim: Claim) -> Iterator[Finding]:
     if "idle" in q:
         how = f"1 - {words(computing, 'seconds')} / {words(reading, 'seconds')}"
         yield equals(q["idle"], 1 - computing / max(computing, reading), how)
-    if "left_out" in q:
+    if "left_out" in q and "context" in claim.settings:
         cache = claim.count("batch") * claim.count("context", 0) * load.kv_bytes_per_token
         share = cache / (cache + load.read_bytes)
         how = f"the cache of {claim.count('context', 0):,} tokens, {words(cache, 'bytes')}, over "
@@ -228,7 +229,7 @@ def several_devices(claim: Claim) -> Iterator[Finding]:
         least = max(fit, fast)
         ordinary = fit if rate is None else max(fit, math.ceil(rate.high / one / ORDINARY))
         if needed.high < least:
-            more = plain(least / needed.high)
+            more = plain(least / needed.nominal)
             yield Finding("impossible", f"{said}: {least} are needed, {more} times more")
         elif needed.low > ordinary:
             text = f"{said}: {ordinary} will do at {100 * ORDINARY:.0f} % of the bound"
