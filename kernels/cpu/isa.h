@@ -148,6 +148,15 @@ inline Bytes codes_in_place(Bytes v, int) { return v; }
 inline Acc add_scaled_down(Acc a, Acc, int) { return a; }
 #endif
 
+// Whether the dots of a few rows of activations leave so much time that rows of W, read from
+// memory one behind the other, come faster than four side by side, which share the loads of
+// activations (results/README.md).
+#if TERNAX_AVX512
+constexpr bool kOneByOne = true;
+#else
+constexpr bool kOneByOne = false;
+#endif
+
 #if TERNAX_NEON
 constexpr int kInt8Offset = 0;
 #else

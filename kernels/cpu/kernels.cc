@@ -25,6 +25,7 @@
 #endif
 
 #include "memory.h"
+#include "order.h"
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -183,7 +184,12 @@ static void run_product(Product call, const int8_t* x, int64_t k_size, const Isa
   const auto rows_of = [&](int64_t first, int64_t last) { isa.rows(call, first, last); };
   const int64_t chunk = chunk_rows(call.row_bytes, call.rows, pool.threads);
   const int64_t few = few_entries(k_size);
-  if (rows <= few) return parallel_for(pool, call.rows, chunk, rows_of, [&] { ready(0, rows); }, ask);
+  if (rows <= few) {
+    thread_local Order order;
+    const Matrix behind = order.behind({call.data, call.rows, call.row_bytes, chunk});
+    const auto next = [&](int i, int threads) { return behind.beginning(i, threads); };
+    return parallel_for(pool, call.rows, chunk, rows_of, [&] { ready(0, rows); }, ask, next);
+  }
   parallel_for(pool, rows, (few + 7) / 8, ready);
   parallel_for(pool, call.rows, chunk, rows_of);
 }

@@ -33,4 +33,13 @@ inline int64_t first_level_bytes() {
 #endif
 }
 
+// The same of the second level.
+inline int64_t second_level_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  return sysconf(_SC_LEVEL2_CACHE_SIZE);
+#else
+  return 0;
+#endif
+}
+
 }  // namespace ternax

@@ -25,16 +25,33 @@ inline void pause() {
 #endif
 }
 
+// Memory that will be read.
+struct Stretch {
+  const uint8_t* from = nullptr;
+  int64_t bytes = 0;
+
+  // Asks for the next few lines; false where none is left.
+  bool ask() {
+    constexpr int64_t kLine = 64, kFew = 8;
+    if (bytes <= 0) return false;
+    for (int64_t i = 0; i < kFew; i++) __builtin_prefetch(from + i * kLine, 0, 2);
+    from += kFew * kLine, bytes -= kFew * kLine;
+    return true;
+  }
+};
+
 // One helper's part of a call, in the frame of that call.
 struct Job {
   void (*run)(void* call, int thread);
   void* call;
   int thread;
+  Stretch next;  // what this thread will read behind the call, as far as that is known
   std::atomic<bool> done;
 };
 
 // Where a helper looks for work. Waking a thread takes as long as a short product, so a helper
-// stays awake for a moment behind its work and finds the next call's here.
+// stays awake for a moment behind its work and finds the next call's here. The memory would have
+// nothing to do meanwhile: the helper asks for what it will read then.
 class alignas(64) Seat {
  public:
   // Leaves a job here and sees to it that a helper comes; false where another call's job lies.
@@ -56,18 +73,20 @@ class alignas(64) Seat {
   bool withdraw(Job* job) { return job_.compare_exchange_strong(job, nullptr); }
 
  private:
-  static constexpr std::chrono::microseconds kMoment{50};
+  static constexpr std::chrono::microseconds kMoment{200};
 
   void serve() {
+    Stretch next;
     do {
       auto leave = std::chrono::steady_clock::now() + kMoment;
       while (std::chrono::steady_clock::now() < leave) {
         Job* job = job_.load(std::memory_order_relaxed) ? job_.exchange(nullptr) : nullptr;
         if (!job) {
-          pause();
+          if (!next.ask()) pause();
           continue;
         }
         job->run(job->call, job->thread);
+        if (job->next.bytes) next = job->next;
         job->done.store(true, std::memory_order_release);  // the frame may be gone behind this
         leave = std::chrono::steady_clock::now() + kMoment;
       }
@@ -93,15 +112,16 @@ inline int64_t range_start(int64_t chunks, int i, int threads) { return chunks *
 //
 // before() runs on the caller. Helpers are called first, and each calls meanwhile(i, begin),
 // i = 0, 1, ... with where its range begins, until before() is done; so does the caller, once.
+// next(thread, threads) is the Stretch that a helper asks for behind the call.
 //
 // Each thread has a contiguous range of its own and takes chunks of the others' once that
 // is done: what a thread asks for ahead of its use is then what it uses next.
 //
 // The caller works like everyone else, then takes back what no helper has begun and waits
 // only for those that have: it cannot deadlock, whatever else the pool runs.
-template <class Body, class Before, class Meanwhile>
+template <class Body, class Before, class Meanwhile, class Next>
 void parallel_for(ThreadPool& pool, int64_t count, int64_t chunk, const Body& body, const Before& before,
-                  const Meanwhile& meanwhile) {
+                  const Meanwhile& meanwhile, const Next& next) {
   const int64_t chunks = (count + chunk - 1) / chunk;
   const int threads = static_cast<int>(std::min<int64_t>({pool.threads, chunks, kSeats + 1}));
   if (threads <= 1) {
@@ -132,7 +152,7 @@ void parallel_for(ThreadPool& pool, int64_t count, int64_t chunk, const Body& bo
   for (int i = 1; i < threads; i++) {
     Job& job = all[i].job;
     job.run = [](void* call, int thread) { (*static_cast<decltype(work)*>(call))(thread); };
-    job.call = &work, job.thread = i, job.done = false;
+    job.call = &work, job.thread = i, job.next = next(i, threads), job.done = false;
     if (!seat(i - 1).offer(&job, pool.xla)) job.done = true;
   }
   meanwhile(0, 0);
@@ -149,7 +169,7 @@ void parallel_for(ThreadPool& pool, int64_t count, int64_t chunk, const Body& bo
 // The same with nothing before.
 template <class Body>
 void parallel_for(ThreadPool& pool, int64_t count, int64_t chunk, const Body& body) {
-  parallel_for(pool, count, chunk, body, [] {}, [](int64_t, int64_t) {});
+  parallel_for(pool, count, chunk, body, [] {}, [](int64_t, int64_t) {}, [](int, int) { return Stretch{}; });
 }
 
 // Memory of this thread that lives until the next call with the same slot and type.

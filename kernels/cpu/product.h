@@ -171,10 +171,11 @@ inline void sums(const Product& call, int64_t plane, int64_t group, int64_t row,
   const int64_t passes = together ? 1 : call.digits, in_pass = together ? call.digits : tokens;
   const int64_t x_stride = together ? call.tokens * call.x_stride : call.x_stride;
   const int64_t part_stride = together ? kTokens * kRows : kRows;
+  const int64_t side = kOneByOne && (in_pass == 1 || (kBits == 8 && in_pass <= 3)) ? 1 : 4;
   for (int64_t d = 0; d < passes; d++) {
     const int8_t* xd = x + d * call.tokens * call.x_stride;
     int64_t r = 0;
-    for (; r + 4 <= count; r += 4)
+    for (; side == 4 && r + 4 <= count; r += 4)
       tiles<kBits, 4>(call, w + r * call.row_bytes, xd, x_stride, in_pass, !first && !d, part[d] + r, part_stride);
     for (; r < count; r++)
       tiles<kBits, 1>(call, w + r * call.row_bytes, xd, x_stride, in_pass, !first && !d, part[d] + r, part_stride);
