@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ternax.audit.claims import Case, Claim
 from ternax.audit.findings import Finding, at_most, equals
-from ternax.audit.quantities import UnknownUnit, parse, plain, words
+from ternax.audit.quantities import UnknownUnit, parse, plain
 from ternax.configs.hardware import DEVICES, Device
 
 # Public checkpoints with ternary weights: name, year, month, parameters. Sources: the model
@@ -134,26 +134,38 @@ def runs_on(claim: Claim, case: Case) -> Iterator[Finding]:
         yield Finding("possible", said)
 
 
-def moves(claim: Claim, case: Case) -> Iterator[Finding]:
-    """What a step of a split model hands over, and what a verification reads."""
+def speculation(claim: Claim, case: Case) -> Iterator[Finding]:
+    """What a verification of drafted tokens reads."""
     del case
-    hand_overs, count = claim.quantities.get("hand_overs"), claim.count("devices")
-    if hand_overs is not None and claim.model is not None and claim.model.shape is not None:
-        shape = claim.model.shape
-        per_token = words(2.0 * shape.hidden_size, "bytes")
-        reduces = 2 * shape.num_layers
-        yield equals(
-            hand_overs,
-            float(count - 1),
-            f"{per_token} a token handed over by layers that {count} devices hold one after "
-            f"another (split across them, each layer sums twice: {reduces} times)",
-            instead=[(float(reduces), "that of tensor parallelism")]
-            + [(float(shape.num_layers), "the number of layers, not of hand-overs")],
-        )
     read = claim.quantities.get("weights_read")
     if read is not None and claim.settings.get("phase") == "speculative":
         how = "a verification of all drafted tokens reads every weight once, for all it accepts"
         yield equals(read, 1.0, how)
 
 
-CHECKS = (datasheet, order, released, runs_on, moves)
+def prices(claim: Claim, case: Case) -> Iterator[Finding]:
+    """An hour's price beside the catalogue's: prices move, so it takes much to be another's."""
+    del case
+    price, device = claim.quantities.get("price"), claim.device
+    if price is None or device is None or device.usd_per_h is None:
+        return
+    known = {"on demand": device.usd_per_h}
+    if device.spot_usd_per_h is not None:
+        known = {"spot": device.spot_usd_per_h} | known
+    low, high = min(known.values()), max(known.values())
+    said = f"{price.text} for an hour of {device.title}; "
+    said += ", ".join(f"${plain(usd)} {kind}" for kind, usd in known.items())
+    said += f" ({device.price_source})"
+    if price.nominal < low:
+        said += f": {plain(100 - 100 * price.nominal / low, 2)} % below the lowest"
+    elif price.nominal > high:
+        said += f": {plain(price.nominal / high, 3)} times the highest"
+    if low / PRICES_MOVE <= price.nominal <= high * PRICES_MOVE:
+        yield Finding("possible", said)
+    else:
+        yield Finding("mislabelled", f"{said}; no hour of one such device")
+
+
+# How far prices are from the catalogue's before they are no price of this device.
+PRICES_MOVE = 4.0
+CHECKS = (datasheet, order, released, runs_on, speculation, prices)

@@ -10,11 +10,15 @@ from ternax.formats import Format
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What a claim is about: a shape, or a number of parameters and nothing more."""
+    """What a claim is about: a shape, or a number of parameters and nothing more.
+
+    `active`: of a mixture of experts, the parameters that one token reads and multiplies.
+    """
 
     name: str
     parameters: float
     shape: Shape | None = None
+    active: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

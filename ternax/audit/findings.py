@@ -5,8 +5,10 @@ from collections.abc import Iterable
 
 from ternax.audit.quantities import Quantity, plain, words
 
-# Worst last: what is impossible stays so, whatever else holds.
-VERDICTS = ("unverifiable", "possible", "mislabelled", "impossible")
+# Worst last: what is impossible stays so, and a row is possible when all of it is.
+VERDICTS = ("possible", "unverifiable", "mislabelled", "impossible")
+# Shares of a bound below this are noted: nothing forbids them.
+IMPROBABLE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,7 @@ def at_least(claimed: Quantity, floor: float, how: str, assumes: str = "") -> Fi
     """A quantity that physics bounds from below."""
     said = f"{how}: at least {words(floor, claimed.dimension)}; claimed {claimed.text}"
     if claimed.high >= floor * (1 - 1e-9):
-        return Finding("possible", said, assumes)
+        return Finding("possible", said + _far(floor, claimed.nominal), assumes)
     return Finding("impossible", f"{said}, {factor(claimed, floor)}", assumes)
 
 
@@ -95,5 +97,13 @@ def at_most(claimed: Quantity, ceiling: float, how: str, assumes: str = "") -> F
     said = f"{how}: at most {words(ceiling, claimed.dimension)}; claimed {claimed.text}"
     if claimed.low <= ceiling * (1 + 1e-9):
         share = min(1.0, claimed.nominal / ceiling)
-        return Finding("possible", f"{said}, {100 * share:.0f} % of it", assumes)
+        said += f", {plain(100 * share, 2)} % of it{_far(claimed.nominal, ceiling)}"
+        return Finding("possible", said, assumes)
     return Finding("impossible", f"{said}, {factor(claimed, ceiling)}", assumes)
+
+
+def _far(less: float, more: float) -> str:
+    """A note where a claim is so far on the right side of its bound that it may be another's."""
+    return (
+        f", improbable: {plain(more / less, 3)} times off" if 0 < less < IMPROBABLE * more else ""
+    )

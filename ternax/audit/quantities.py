@@ -81,6 +81,24 @@ UNITS: dict[str, tuple[str, float, float]] = {
     **_spelled("number", 1, "", "x", "×", "tokens", "token", "params", "parameters", "layers"),
     **_spelled("number", 0.01, "%"),
 }
+# What the words of a dimension are made of: a factor to base units, and their powers. Tokens
+# and numbers are counts; a watt is a joule a second.
+Unit = tuple[tuple[str, int], ...]
+_MADE_OF: dict[str, tuple[float, dict[str, int]]] = {
+    "number": (1, {}),
+    "tokens": (1, {}),
+    "bytes": (1, {"bytes": 1}),
+    "bits": (1 / 8, {"bytes": 1}),
+    "seconds": (1, {"seconds": 1}),
+    "hours": (3600, {"seconds": 1}),
+    "operations": (1, {"operations": 1}),
+    "joules": (1, {"joules": 1}),
+    "watts": (1, {"joules": 1, "seconds": -1}),
+    "dollars": (1, {"dollars": 1}),
+}
+_MADE_OF |= {"s": _MADE_OF["seconds"]}
+_MADE_OF |= {name.removesuffix("s"): found for name, found in _MADE_OF.items() if len(name) > 1}
+
 # Without a space behind a number; "B" is bytes only behind a space or a digit of a size in bytes.
 SUFFIXES = {"K": 1e3, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
@@ -149,6 +167,25 @@ def parse(text: str, default_unit: str | None = None) -> Quantity:
     if found["about"] == "<":
         low = -math.inf if dimension == "number" else 1e-6 * high
     return Quantity(low, high, dimension, plain, nominal)
+
+
+def base(dimension: str) -> tuple[float, Unit]:
+    """(factor to base units, their powers) of a dimension such as "bytes/s"."""
+    above, _, below = dimension.partition("/")
+    factor, powers = _MADE_OF[above][0], dict(_MADE_OF[above][1])
+    if below:
+        factor /= _MADE_OF[below][0]
+        for name, power in _MADE_OF[below][1].items():
+            powers[name] = powers.get(name, 0) - power
+    return factor, tuple(sorted((name, power) for name, power in powers.items() if power))
+
+
+def unit_words(unit: Unit) -> str:
+    """A unit by the name of its dimension, or by its powers: "bytes/s", "bytes^2"."""
+    for dimension in dict.fromkeys(dimension for dimension, *_ in UNITS.values()):
+        if base(dimension) == (1, unit):
+            return "plain numbers" if dimension == "number" else dimension
+    return " ".join(f"{name}^{power}" for name, power in unit)
 
 
 def words(value: float, dimension: str) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from ternax import configs
 from ternax.anatomy import Shape
-from ternax.audit import markdown_tables
+from ternax.audit import markdown_tables, references
 from ternax.audit.claims import Case, Claim, Model, Table
 from ternax.audit.fields import COUNTS, QUANTITIES, SETTINGS, WORDS
 from ternax.audit.nodes import Leaf, Source, near, place
@@ -71,14 +71,13 @@ class _Reader(Source):
             tables = [self.table(entry) for entry in self.sequence(head["tables"][1], "tables")]
         if not tables:
             raise self.refuse(line, column, "expected at least one table of claims")
+        tables = [(name, [shared | row for row in rows]) for name, rows in tables]
+        references.check(self, [row for _, rows in tables for row in rows])
         return Case(
             title[0],
             source[0],
             int(year[0]),
-            tuple(
-                Table(name, tuple(self.claim(shared | row) for row in rows))
-                for name, rows in tables
-            ),
+            tuple(Table(name, tuple(self.claim(row) for row in rows)) for name, rows in tables),
         )
 
     def table(self, node: yaml.Node) -> tuple[str, list[dict[str, Leaf]]]:
@@ -97,12 +96,16 @@ class _Reader(Source):
         return name, [shared | self.leaves(row, "row") for row in rows]
 
     def model(self, name: str, values: dict[str, Leaf], place: tuple[int, int]) -> None:
-        """`config: 70b`, or `parameters: 24B`, or the fields of a shape; overrides of a config."""
+        """`config: 70b`, or `parameters: 24B`, or the fields of a shape; overrides of a config.
+
+        A mixture of experts is `parameters: 46.7B, active: 12.9B`.
+        """
         fields = {f.name: f for f in dataclasses.fields(Shape) if f.name != "name"}
         numbers: dict[str, Any] = {}
         for key, (text, line, column) in values.items():
-            if key not in (*fields, "config", "parameters"):
-                close = near(key, [*fields, "config", "parameters"])
+            legal = (*fields, "config", "parameters", "active")
+            if key not in legal:
+                close = near(key, legal)
                 raise self.refuse(line, column, f"no field of a model is named {key!r}; {close}")
             if key in fields:
                 boolean = fields[key].type is bool
@@ -110,13 +113,23 @@ class _Reader(Source):
                     kind = "true or false" if boolean else "a whole number"
                     raise self.refuse(line, column, f"{key}: expected {kind}, found {text!r}")
                 numbers[key] = text == "true" if boolean else int(text)
+        if "active" in values and values.keys() != {"active", "parameters"}:
+            raise self.refuse(*values["active"][1:], "active: expected beside parameters, alone")
         try:
             if "config" in values:
                 base = Shape.of(configs.get_config(values["config"][0]))
                 shape = dataclasses.replace(base, **numbers)
             elif "parameters" in values and not numbers:
                 count = self.quantity("parameters", values["parameters"])
-                self.models[name] = Model(name, count.nominal)
+                active = None
+                if "active" in values:
+                    active = self.quantity("parameters", values["active"]).nominal
+                    if not 0 < active <= count.nominal:
+                        why = (
+                            f"active: expected at most {count.text}, found {values['active'][0]!r}"
+                        )
+                        raise self.refuse(*values["active"][1:], why)
+                self.models[name] = Model(name, count.nominal, active=active)
                 return
             else:
                 shape = Shape(name=name, **numbers)

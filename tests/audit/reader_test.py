@@ -106,6 +106,24 @@ def test_markdown(tmp_path):
         ("{model: [70b]}", "line 7, column 17", "row: model: expected one value, found a list"),
         ("[1, 2]", "line 7, column 9", "row: expected `name: value` lines"),
         ("{model: 70b, model: 8b}", "line 7, column 22", "model is given twice"),
+        ("{id: a}\n      - {id: a}", "line 8, column 14", "id: 'a' is that of line 7 already"),
+        ("{id: a, result: 1, of: a.result / 2}", "line 7, column 32", "row 'a' refers to itself"),
+        (
+            "{id: a, result: 1, of: b.result / 2}\n      - {id: b, result: 1, of: 2 * a.result}",
+            "line [78], column 3\\d",
+            "row '[ab]' refers to itself: [ab] of [ab] of [ab]",
+        ),
+        (
+            "{result: 1, of: a.size / 2}",
+            "line 7, column 25",
+            "no row has the id 'a'; no row has one",
+        ),
+        (
+            "{id: one, size: 1 GB}\n      - {result: 1, of: mean(on.size; 2 GB)}",
+            "line 8, column 25",
+            "no row has the id 'on'; nearest: one",
+        ),
+        ("{id: a}\n      - {result: 1, of: a.sizes / 2}", "line 8, column 25", "nearest: size"),
         ("{memory: 1 GB", r"line 8, column 1", "not YAML: "),
     ],
 )
@@ -128,6 +146,17 @@ def test_a_row_that_cannot_be_read(tmp_path, row, place, why):
             HEAD + "models:\n  a: {layers: 3}\n",
             "line 5, column 15",
             "no field of a model is named 'layers'",
+        ),
+        (HEAD + "models:\n  a: {active: 3B}\n", "line 5, column 15", "active: expected beside"),
+        (
+            HEAD + "models:\n  a: {config: 8b, active: 3B}\n",
+            "line 5, column 27",
+            "active: expected beside parameters, alone",
+        ),
+        (
+            HEAD + "models:\n  a: {parameters: 3B, active: 4B}\n",
+            "line 5, column 31",
+            "active: expected at most 3B, found '4B'",
         ),
         (HEAD + "models:\n  a: {hidden_size: 3}\n", "line 5, column 6", "a: a shape lacks"),
         (HEAD + "models:\n  a: {num_layers: x}\n", "line 5, column 19", "expected a whole number"),
