@@ -6,13 +6,16 @@ Bytes stay bytes: 3 GB / 1 s is in bytes/s, and 3 GB + 1 s is refused. Tokens ar
 import dataclasses
 import re
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from ternax.audit.quantities import Quantity, Unit, UnknownUnit, base, parse, unit_words
 
 # "id.field" -> the quantity there, and the verdict of its row.
 Rows = Mapping[str, tuple[Quantity, str]]
-AVERAGES = {"mean": statistics.fmean, "median": statistics.median}
+AVERAGES: dict[str, Callable[[list[float]], float]] = {
+    "mean": statistics.fmean,
+    "median": statistics.median,
+}
 
 
 class NotArithmetic(ValueError):

@@ -12,6 +12,7 @@ import pytest
 
 from ternax.audit import VERDICTS, audit, markdown, read, summary
 from ternax.audit.claims import Table
+from ternax.configs.hardware import DEVICES
 
 CLAIMS = pathlib.Path(__file__).resolve().parents[2] / "experiments" / "claims"
 CASES = sorted(CLAIMS.glob("*.yaml"))
@@ -277,6 +278,18 @@ def test_a_page_holds_every_row():
         assert f"## {found.case.title}" in page
         assert f"\n{summary(found).removeprefix(found.case.title + ': ')}." in page
     assert page.count("| **") == sum(len(found.rows) for found in AUDITS.values())
+
+
+def test_the_readme_counts_what_is_there():
+    """Rows of the five documents by verdict, of the tables that are right, and of the catalogue."""
+    readme = " ".join((CLAIMS.parents[1] / "README.md").read_text().split())
+    counts = {verdict: sum(a.counts[verdict] for a in AUDITS.values()) for verdict in VERDICTS}
+    rows = sum(len(a.rows) for a in AUDITS.values())
+    said = f"has the five, {counts['impossible']} impossible and {counts['mislabelled']} mislabelled"
+    assert f"{said} rows of {rows}" in readme
+    right = sum(len(table.claims) for path in RIGHT for table in read(path).tables)
+    assert f"On {len(RIGHT)} published tables that are right, {right} rows, there is no" in readme
+    assert f"{len(DEVICES)} devices with their sources are in `configs/hardware.py`" in readme
 
 
 def test_the_page_in_docs_is_this_one():
