@@ -46,7 +46,9 @@ class Claim:
         return ", ".join([*named, *(q.text for q in self.quantities.values())])
 
     def count(self, name: str, default: int = 1) -> int:
-        return int(self.settings.get(name, default))
+        """A setting that counts; of `batch: best` one, the least there can be."""
+        text = self.settings.get(name, default)
+        return 1 if text == "best" else int(text)
 
 
 @dataclasses.dataclass(frozen=True)

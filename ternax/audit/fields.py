@@ -149,7 +149,7 @@ SETTINGS: dict[str, str] = {
     "kv": "format of the KV cache",
     "operands": "type the matrix unit multiplies: fp32, fp16, fp8, int8, ...",
     "phase": "decode, prefill, kernel, or speculative",
-    "batch": "sequences decoded together",
+    "batch": "sequences decoded together; best: as many as fit, or as the matrix unit can use",
     "context": "tokens of each sequence",
     "layers": "layers that ran, when not all",
     "rows": "outputs of a kernel's matrix",

@@ -1,6 +1,7 @@
 """Verdicts, and how a written quantity is held against a computed one."""
 
 import dataclasses
+import re
 from collections.abc import Iterable
 
 from ternax.audit.quantities import Quantity, plain, words
@@ -44,7 +45,9 @@ def factor(claimed: Quantity, computed: float) -> str:
 
 
 def shown(claimed: Quantity, value: float) -> str:
-    """A computed value in the words of the claimed one: in percent where that is."""
+    """A computed value in the words of the claimed one: in percent, or for a million tokens."""
+    if claimed.dimension == "dollars/token" and not re.search("1e9|Gtok|B tok", claimed.text):
+        return f"{plain(1e6 * value)} $/Mtok"
     percent = "%" in claimed.text and claimed.dimension == "number"
     return f"{plain(100 * value)} %" if percent else words(value, claimed.dimension)
 

@@ -121,6 +121,9 @@ class _Reader(Source):
                 shape = dataclasses.replace(base, **numbers)
             elif "parameters" in values and not numbers:
                 count = self.quantity("parameters", values["parameters"])
+                if count.low <= 0:
+                    why = f"parameters: expected more than zero, found {count.text!r}"
+                    raise self.refuse(*values["parameters"][1:], why)
                 active = None
                 if "active" in values:
                     active = self.quantity("parameters", values["active"]).nominal
@@ -136,6 +139,8 @@ class _Reader(Source):
         except (UsageError, TypeError) as error:
             why = str(error).replace("Shape.__init__() missing", "a shape lacks")
             raise self.refuse(*place, f"{name}: {why}") from error
+        if shape.projection_parameters == 0:
+            raise self.refuse(*place, f"{name}: a shape without weights")
         self.models[name] = Model(name, shape.parameters, shape)
 
     def device(self, name: str, values: dict[str, Leaf], place: tuple[int, int]) -> None:
@@ -159,7 +164,8 @@ class _Reader(Source):
             name=name,
             title=name,
             year=0,
-            memory_gb=found["memory"].nominal / 2**30,
+            # As in the catalogue: GB as advertised, GiB as they are.
+            memory_gb=found["memory"].nominal / (2**30 if "iB" in found["memory"].text else 1e9),
             bandwidth_gb_per_s=found["bandwidth"].nominal / 1e9,
             peak_tflops=peaks,
             watts=found["watts"].nominal if "watts" in found else 0.0,
@@ -196,6 +202,11 @@ class _Reader(Source):
         for name in ("cheaper_than", "faster_than"):
             if name in settings:
                 found["rival"] = self.named(self.find_device, row[name])
+        shape = found["model"].shape if "model" in found else None
+        if "layers" in settings and shape and int(settings["layers"]) > shape.num_layers:
+            _, line, column = row["layers"]
+            why = f"layers: {shape.name} has {shape.num_layers}, found {settings['layers']}"
+            raise self.refuse(line, column, why)
         place = f"line {where[1]}"
         return Claim(
             place,
@@ -209,8 +220,10 @@ class _Reader(Source):
         )
 
     def check_word(self, name: str, text: str, line: int, column: int) -> None:
-        if name in COUNTS and not re.fullmatch(r"[1-9]\d*", text):
-            raise self.refuse(line, column, f"{name}: expected a whole number, found {text!r}")
+        if name in COUNTS and not re.fullmatch(r"[1-9]\d{0,11}", text):
+            if (name, text) != ("batch", "best"):
+                what = "a whole number or best" if name == "batch" else "a whole number"
+                raise self.refuse(line, column, f"{name}: expected {what}, found {text!r}")
         if name in WORDS and text not in WORDS[name]:
             legal = ", ".join(WORDS[name])
             raise self.refuse(line, column, f"{name}: expected one of {legal}, found {text!r}")
@@ -218,6 +231,8 @@ class _Reader(Source):
     def quantity(self, name: str, leaf: Leaf) -> Quantity:
         text, line, column = leaf
         field = QUANTITIES[name]
+        if field.dimensions == ("number",):
+            text = re.sub(r"(?<=\d) (?=[KMBT]$)", "", text)  # "6.74 B": a count, not bytes
         try:
             found = parse(text, field.unit)
         except UnknownUnit as error:

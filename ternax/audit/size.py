@@ -14,6 +14,10 @@ from ternax.roofline import decode_step, resident_bytes
 
 # Bytes a parameter of a method of training: AdamW in mixed precision keeps 2 for weights, 2
 # for gradients, 4 for a master copy, 8 for moments (arXiv:1910.02054); LoRA keeps the weights.
+# Parameters of embedding and head of a model of which only a count is known: at most a third
+# of it, and 262,144 rows of 8,192; and what other formats mixed in may add to its file.
+MOST_TABLES = 2 * 262_144 * 8_192
+MIXED = 1.1
 TRAINING_BYTES = {"full": 16.0, "lora": 2.0, "qlora": 4.5 / 8}
 
 
@@ -64,8 +68,22 @@ def stored(claim: Claim) -> Iterator[Finding]:
         how = (
             f"{words(claim.model.parameters, 'number')} x {plain(weights.bits_per_weight)} bits / 8"
         )
-        for claimed in filter(None, (size, memory)):
-            yield at_least(claimed, floor, how, "the tables are stored like the rest")
+        alike = "the tables are stored like the rest"
+        if memory is not None:
+            yield at_least(memory, floor, how, alike)
+        if size is not None:
+            count = claim.model.parameters
+            tables = min(count / 3, MOST_TABLES)
+            wider = max(0.0, 32 - weights.bits_per_weight) / 8 * tables
+            formats = [
+                (count * f.bits_per_weight / 8, f"that of {f.name}") for f in FORMATS.values()
+            ]
+            found = at_least(size, floor, how, alike)
+            if found.verdict == "impossible" or size.low > MIXED * (floor + wider):
+                assumes = f"tables up to fp32, {100 * (MIXED - 1):.0f} % for what is mixed in"
+                most = MIXED * (floor + wider)
+                found = equals(size, floor, how, high=most, instead=formats, assumes=assumes)
+            yield found
         return
     if size is not None:
         given = [claim.tables] if claim.tables else [weights, FORMATS["fp16"], FORMATS["fp32"]]

@@ -75,6 +75,8 @@ def tokens_per_s(claim: Claim) -> Iterator[Finding]:
         yield Finding("mislabelled" if faster else "impossible", text, assumes)
     elif phase in ("prefill", "kernel", "speculative"):
         yield at_most(rate, cap, matrix, assumes)
+    elif batch == "best":
+        yield _at_best(claim, load, rate, peak) or at_most(rate, cap, matrix, assumes)
     else:
         rows = float(batch or 1)
         step = _bound(claim, load, peak, rows)
@@ -99,6 +101,20 @@ def tokens_per_s(claim: Claim) -> Iterator[Finding]:
             yield equals(share, reached, how) if share.meets(reached) else headroom
 
 
+def _at_best(claim: Claim, load: Load, rate: Quantity, peak: float) -> Finding | None:
+    """A rate against the bound of as many sequences as fit; None where no context is stated."""
+    assert claim.device is not None
+    context = claim.count("context", 0)
+    if not context * load.kv_bytes_per_token:
+        return None
+    room = claim.count("devices") * claim.device.memory_bytes_at_most
+    rows = roofline.batch_that_fits(load, room, context=context)
+    if rows == 0:
+        return Finding("impossible", f"no sequence of {context:,} tokens fits beside the weights")
+    how = f"{_read(claim, load, rows)}, and no more fit"
+    return at_most(rate, _bound(claim, load, peak, rows).tokens_per_s, how)
+
+
 def latency(claim: Claim) -> Iterator[Finding]:
     """A time against its bound, and times the rate: tokens in flight."""
     time, load, device = claim.quantities.get("latency"), load_of(claim), claim.device
@@ -109,7 +125,9 @@ def latency(claim: Claim) -> Iterator[Finding]:
         said = f"{rate.text} x {time.text} = {plain(rate.nominal * time.nominal)} tokens in flight"
         middle = rate.nominal * time.nominal
         flight = Quantity(low, high, "number", f"{plain(middle)} tokens", middle)
-        if batch is not None and phase not in ("prefill", "speculative"):
+        if batch == "best":
+            yield Finding("possible", said)
+        elif batch is not None and phase not in ("prefill", "speculative"):
             yield equals(flight, float(batch), f"{said}; the batch")
         elif phase == "decode" and not flight.meets(1.0):
             text = f"{said}: a batch or a prompt of so many tokens, not one sequence's decode"
@@ -152,6 +170,9 @@ def kernel_time(claim: Claim) -> Iterator[Finding]:
 def batch_gain(claim: Claim) -> Iterator[Finding]:
     gain, load, device = claim.quantities.get("batch_gain"), load_of(claim), claim.device
     if gain is None or "batch" not in claim.settings:
+        return
+    if claim.settings["batch"] == "best":
+        yield Finding("unverifiable", "batch_gain needs batch as a number")
         return
     rows = claim.count("batch")
     if load is None or device is None:

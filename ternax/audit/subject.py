@@ -86,7 +86,7 @@ def whose(claim: Claim) -> str:
     name, shape = f"{claim.model.name} in {claim.weights.name}", shape_of(claim)
     if claim.model.active is not None:
         active, whole = (words(n, "number") for n in (claim.model.active, claim.model.parameters))
-        return f"{name}, {active} of {whole} parameters active,"
+        return f"{name} ({active} of {whole} parameters active)"
     if shape is None:
         return name
     if shape.vocab_size == 0:

@@ -171,6 +171,8 @@ def similarity(table: Table) -> Found:
     for claim in rows:
         if claim.quantities["similarity"].low > 1:
             yield claim, Finding("impossible", "a cosine is at most 100 %")
+        if claim.quantities["noise"].low > 1:
+            yield claim, Finding("impossible", "a share of the weights is at most 100 %")
         if claim not in noisy:
             text = "without noise nothing changes: 100 %"
             whole = claim.quantities["similarity"].meets(1.0)

@@ -285,7 +285,9 @@ def test_the_readme_counts_what_is_there():
     readme = " ".join((CLAIMS.parents[1] / "README.md").read_text().split())
     counts = {verdict: sum(a.counts[verdict] for a in AUDITS.values()) for verdict in VERDICTS}
     rows = sum(len(a.rows) for a in AUDITS.values())
-    said = f"has the five, {counts['impossible']} impossible and {counts['mislabelled']} mislabelled"
+    said = (
+        f"has the five, {counts['impossible']} impossible and {counts['mislabelled']} mislabelled"
+    )
     assert f"{said} rows of {rows}" in readme
     right = sum(len(table.claims) for path in RIGHT for table in read(path).tables)
     assert f"On {len(RIGHT)} published tables that are right, {right} rows, there is no" in readme

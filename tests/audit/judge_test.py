@@ -36,6 +36,8 @@ SETTINGS = {
     "faster_than": ("a100", "m1-pro"),
     **WORDS,
     **{name: ("1", "2", "512") for name in COUNTS},
+    "batch": ("1", "2", "512", "best"),
+    "layers": ("1", "2", "30"),
 }
 
 
@@ -139,7 +141,42 @@ def test_experts_that_no_token_chose_take_memory_and_no_time(tmp_path):
     assert bare.verdict == "impossible"  # 24 GB at 2,039 GB/s: 85 tokens/s
     assert fast.verdict == "possible" and "12.9 GB at 2,039 GB/s" in fast.findings[0].text
     assert fits.verdict == "possible" and "93.4 GB" in fits.findings[0].text
-    assert size.verdict == "impossible" and "at least 46.7 GB" in size.findings[0].text
+    assert size.verdict == "impossible" and "46.7 GB to" in size.findings[0].text
+
+
+def test_the_best_batch_is_what_fits_or_what_the_matrix_unit_can_use(tmp_path):
+    """70b in fp8 on one H100: 85.9 GB less 70.6 hold 182 sequences of 256 tokens."""
+    best = "model: 70b, weights: fp8, device: h100, phase: decode, batch: best"
+    fits, long, bare, wild = speeds(
+        tmp_path,
+        f"{best}, context: 256, tokens_per_s: '2,998', latency: 60 ms",
+        f"{best}, context: 65536, tokens_per_s: 10",
+        f"{best}, tokens_per_s: '2,998'",
+        f"{best}, tokens_per_s: '30,000'",
+    )
+    assert fits.verdict == "possible" and "182 sequences" in fits.findings[0].text
+    assert long.verdict == "impossible" and "no sequence of 65,536" in long.findings[0].text
+    assert bare.verdict == "possible" and "at most 14,4" in bare.findings[0].text
+    assert wild.verdict == "impossible"
+
+
+def test_a_size_of_a_bare_count_is_bounded_on_both_sides(tmp_path):
+    """671B in fp8: 671 GB, 700 with what stays wider, and 1.34 TB is fp16's."""
+    right, twice, half = speeds(
+        tmp_path,
+        *(
+            f"model: experts, weights: fp8, size: {size}"
+            for size in ("47.5 GB", "93.4 GB", "23.4 GB")
+        ),
+    )
+    assert right.verdict == "possible"
+    assert twice.verdict == "mislabelled" and "is that of fp16 (93.4 GB)" in twice.findings[0].text
+    assert half.verdict == "mislabelled" and "is that of " in half.findings[0].text
+
+
+def test_costs_are_told_in_the_unit_of_the_claim(tmp_path):
+    (row,) = speeds(tmp_path, "price: 2.50 $/h, tokens_per_s: 3472, cost: 0.20 $/Mtok")
+    assert "= 0.1996 $/Mtok to 0.2004 $/Mtok" in row.findings[0].text
 
 
 DEPTHS = "model: 8b, device: h100, weights: fp16, phase: prefill"

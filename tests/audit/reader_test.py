@@ -53,6 +53,20 @@ def test_yaml(tmp_path):
     assert second.quantities["tokens_per_s"].nominal == 1000
 
 
+def test_counts_of_billions_behind_a_space(tmp_path):
+    """llama-bench writes "6.74 B" of parameters, which elsewhere are bytes."""
+    ((claim,),) = (table.claims for table in one(tmp_path, "{parameters: 6.74 B}").tables)
+    assert claim.quantities["parameters"].nominal == pytest.approx(6.74e9)
+
+
+@pytest.mark.parametrize("memory, most", [("44 GB", 44 * 2**30), ("23.20 GiB", 23.2 * 2**30)])
+def test_memory_of_a_device_is_read_as_the_catalogue_reads_it(tmp_path, memory, most):
+    row = "tables:\n  - name: a\n    rows:\n      - {device: d}\n"
+    head = f"{HEAD}devices:\n  d: {{bandwidth: 1 GB/s, memory: {memory}, int8: 1 TOPS}}\n"
+    ((claim,),) = (table.claims for table in read(file(tmp_path, head + row)).tables)
+    assert claim.device.memory_bytes_at_most == pytest.approx(most)
+
+
 MARKDOWN = """\
 ---
 title: t
@@ -101,7 +115,14 @@ def test_markdown(tmp_path):
         ("{memory: 15 GX}", "line 7, column 18", "memory: no unit is written 'GX'"),
         ("{memory: 15 ms}", "line 7, column 18", "memory: expected bytes, found seconds"),
         ("{memory: 0 GB}", "line 7, column 18", "memory: expected more than zero, found '0 GB'"),
-        ("{batch: many}", "line 7, column 17", "batch: expected a whole number, found 'many'"),
+        (
+            "{batch: many}",
+            "line 7, column 17",
+            "batch: expected a whole number or best, found 'many'",
+        ),
+        ("{devices: best}", "line 7, column 19", "devices: expected a whole number, found 'best'"),
+        ("{batch: 1000000000000000}", "line 7, column 17", "batch: expected a whole number"),
+        ("{model: 8b, layers: 33}", "line 7, column 29", "layers: 8b has 32, found 33"),
         ("{phase: train}", "line 7, column 17", "phase: expected one of decode, prefill"),
         ("{model: [70b]}", "line 7, column 17", "row: model: expected one value, found a list"),
         ("[1, 2]", "line 7, column 9", "row: expected `name: value` lines"),
@@ -146,6 +167,16 @@ def test_a_row_that_cannot_be_read(tmp_path, row, place, why):
             HEAD + "models:\n  a: {layers: 3}\n",
             "line 5, column 15",
             "no field of a model is named 'layers'",
+        ),
+        (
+            HEAD + "models:\n  a: {parameters: 0}\n",
+            "line 5, column 19",
+            "more than zero, found '0'",
+        ),
+        (
+            HEAD + "models:\n  a: {config: 8b, num_layers: 0}\n",
+            "line 5, column 6",
+            "a: a shape without weights",
         ),
         (HEAD + "models:\n  a: {active: 3B}\n", "line 5, column 15", "active: expected beside"),
         (
