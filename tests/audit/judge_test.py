@@ -155,7 +155,7 @@ def test_the_best_batch_is_what_fits_or_what_the_matrix_unit_can_use(tmp_path):
         f"{best}, tokens_per_s: '30,000'",
     )
     assert fits.verdict == "possible" and "182 sequences" in fits.findings[0].text
-    assert long.verdict == "impossible" and "no sequence of 65,536" in long.findings[0].text
+    assert long.verdict == "impossible" and "no sequence of 65,536" in long.findings[1].text
     assert bare.verdict == "possible" and "at most 14,4" in bare.findings[0].text
     assert wild.verdict == "impossible"
 
