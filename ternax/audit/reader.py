@@ -188,6 +188,8 @@ class _Reader(Source):
                 settings[name] = text
             else:
                 close = near(name, [*QUANTITIES, *SETTINGS])
+                if re.match(r"\d\d\d", name):
+                    close = "between braces a number with a comma stands in quotes"
                 raise self.refuse(line, column, f"no field is named {name!r}; {close}")
         found = {}
         for name, find in (("model", self.find_model), ("device", self.find_device)):

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from ternax import roofline
 from ternax.audit.arithmetic import AVERAGES, NotArithmetic, Rows, evaluate, references
 from ternax.audit.claims import Claim
-from ternax.audit.findings import Finding, equals
+from ternax.audit.findings import Finding, equals, shown
 from ternax.audit.quantities import Quantity, base, plain, unit_words, words
-from ternax.audit.subject import load_of, peak_of, readings, shape_of, tables_of
+from ternax.audit.subject import ORDINARY, load_of, peak_of, readings, shape_of, tables_of
 from ternax.errors import UsageError
 from ternax.formats import FORMATS, TRIT_ENTROPY_BITS, get_format
 
@@ -158,7 +158,8 @@ def money(claim: Claim, rows: Rows) -> Iterator[Finding]:
         peak = peak_of(claim, device)
         one = roofline.decode_step(load, device.bandwidth_gb_per_s, peak[0] if peak else math.inf)
         least = roofline.usd_per_million_tokens(price.nominal, one.tokens_per_s) / 1e6
-        text = f"one sequence at its bound pays {words(least, 'dollars/token')} at {price.text}"
+        text = f"one sequence at its bound pays {shown(cost, least)} at {price.text}, "
+        text += f"{shown(cost, least / ORDINARY)} at {100 * ORDINARY:.0f} % of it"
         yield Finding("possible", text)
 
 

@@ -120,6 +120,11 @@ def test_markdown(tmp_path):
             "line 7, column 17",
             "batch: expected a whole number or best, found 'many'",
         ),
+        (
+            "{tokens_per_s: 1,074 tok/s}",
+            "line 7, column 36",
+            "'074 tok/s'; between braces a number",
+        ),
         ("{devices: best}", "line 7, column 19", "devices: expected a whole number, found 'best'"),
         ("{batch: 1000000000000000}", "line 7, column 17", "batch: expected a whole number"),
         ("{model: 8b, layers: 33}", "line 7, column 29", "layers: 8b has 32, found 33"),
