@@ -78,7 +78,7 @@ EXPECTED = {
         ),
         ("512 sequences of 158", "possible", r"47\.8\d GB"),
         ("from 106 sequences on", "mislabelled", r"117\.5; 106 is that of the projections alone"),
-        ("layers of 24.4B", "possible", r"2 FLOP \* 24\.4B \* 1074 tok/s = 5\d\.\d+ TFLOP/s"),
+        ("layers of 24.4B", "possible", r"2\.000 FLOP \* 24\.4B \* 1074 tok/s = 5\d\.\d+ TFLOP/s"),
         ("that is 57 %", "possible", r"56\.\d+ % to 57\.\d+ %"),
         ("with layers of a 70B", "possible", r"37\d\.\d tok/s to 38\d\.\d"),
         ("usable for batch inference", "mislabelled", r"44\.\d+ tok/s for one user"),
