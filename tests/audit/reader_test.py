@@ -122,7 +122,7 @@ def test_markdown(tmp_path):
         ),
         (
             "{tokens_per_s: 1,074 tok/s}",
-            "line 7, column 36",
+            "line 7, column 35",
             "'074 tok/s'; between braces a number",
         ),
         ("{devices: best}", "line 7, column 19", "devices: expected a whole number, found 'best'"),
