@@ -1,5 +1,6 @@
 """Checks against what is known: datasheets, prices, formats, released checkpoints."""
 
+import math
 from collections.abc import Iterator
 
 from ternax.audit.claims import Case, Claim
@@ -53,7 +54,9 @@ def datasheet(claim: Claim, case: Case) -> Iterator[Finding]:
         yield equals(q["peak"], 0.99 * dense, how, high=1.01 * dense, instead=sparse)
     if "power" in q and device.watts:
         # Boards may be limited lower; at_most allows for what a meter adds.
-        yield at_most(q["power"], 1.1 * device.watts, f"board power of {device.title} and a tenth")
+        count = claim.count("devices")
+        how = f"board power of {count} x {device.title} and a tenth"
+        yield at_most(q["power"], 1.1 * count * device.watts, how)
 
 
 # First words of catalogue names that are accelerators of a data centre.
@@ -153,17 +156,21 @@ def prices(claim: Claim, case: Case) -> Iterator[Finding]:
     if device.spot_usd_per_h is not None:
         known = {"spot": device.spot_usd_per_h} | known
     low, high = min(known.values()), max(known.values())
-    said = f"{price.text} for an hour of {device.title}; "
+    count = claim.count("devices")
+    # Of all of them, where that is nearer: a node's price or one device's.
+    each = min(price.nominal, price.nominal / count, key=lambda usd: abs(math.log(usd / high)))
+    several = f"{count} x " if count > 1 and each < price.nominal else ""
+    said = f"{price.text} for an hour of {several}{device.title}; one is "
     said += ", ".join(f"${plain(usd)} {kind}" for kind, usd in known.items())
     said += f" ({device.price_source})"
-    if price.nominal < low:
-        said += f": {plain(100 - 100 * price.nominal / low, 2)} % below the lowest"
-    elif price.nominal > high:
-        said += f": {plain(price.nominal / high, 3)} times the highest"
-    if low / PRICES_MOVE <= price.nominal <= high * PRICES_MOVE:
+    if each < low:
+        said += f": {plain(100 - 100 * each / low, 2)} % below the lowest"
+    elif each > high:
+        said += f": {plain(each / high, 3)} times the highest"
+    if low / PRICES_MOVE <= each <= high * PRICES_MOVE:
         yield Finding("possible", said)
     else:
-        yield Finding("mislabelled", f"{said}; no hour of one such device")
+        yield Finding("mislabelled", f"{said}; that is no hour of such a device")
 
 
 # How far prices are from the catalogue's before they are no price of this device.

@@ -42,7 +42,7 @@ QUANTITIES: dict[str, Field] = {
         "tokens a second of all rows", "tokens/s", unit="tok/s", needs="model, device, weights"
     ),
     "share_of_bound": _field(
-        "`tokens_per_s` over its bound",
+        "`tokens_per_s` over its bound; of a prompt, over the matrix peak",
         "number",
         unit="%",
         needs="tokens_per_s, model, device, weights",

@@ -63,6 +63,7 @@ UNITS: dict[str, tuple[str, float, float]] = {
     **_spelled("seconds", 1e-3, "ms/token", "ms/tok"),
     **_spelled("seconds", 1, "s/token", "s/tok"),
     **_spelled("tokens/s", 1, "tok/s", "tokens/s", "t/s", "TPS", "tps", "tokens/sec", "tok/sec"),
+    **_spelled("tokens/s", 1, "tokens/second", "tokens per second", "toks/s", "T/s"),
     **_spelled("tokens/s", 1e3, "ktok/s", "Ktok/s", "ktokens/s"),
     **_spelled("tokens/s", 1 / 60, "tok/min", "tokens/min", "TPM"),
     **_spelled("tokens/hour", 1, "tok/h", "tokens/h", "tokens/hour"),
@@ -71,16 +72,18 @@ UNITS: dict[str, tuple[str, float, float]] = {
     **_spelled("joules/token", 1, "J/token", "J/tok"),
     **_spelled("joules/token", 1e-3, "mJ/token", "mJ/tok"),
     **_same("watts", W=1, kW=1e3, Watt=1, watts=1),
-    **_spelled("bytes/s", 1e9, "GB/s"),
+    **_spelled("bytes/s", 1e9, "GB/s", "GB/sec", "GBps"),
+    **_spelled("bytes/s", 1e9 / 8, "Gb/s", "Gbit/s", "Gbps"),
     **_spelled("bytes/s", 1e6, "MB/s"),
     **_spelled("bytes/s", 1e12, "TB/s"),
     **_spelled("bytes/s", 1e15, "PB/s"),
     **_spelled("bytes/s", 2.0**30, "GiB/s"),
+    **_spelled("operations/s", 1e9, "GFLOP/s", "GFLOPS", "GOPS"),
     **_spelled("operations/s", 1e12, "TFLOP/s", "TFLOPS", "TFLOPs", "TOPS", "TOP/s"),
     **_spelled("operations/s", 1e15, "PFLOP/s", "PFLOPS", "POPS"),
     **_spelled("operations", 1, "FLOP", "FLOPs"),
     **_spelled("operations/byte", 1, "FLOP/B", "FLOP/byte", "FLOPs/byte", "flop/B"),
-    **_spelled("dollars/hour", 1, "$/h", "$/hour", "USD/h", "$/hr"),
+    **_spelled("dollars/hour", 1, "$/h", "$/hour", "USD/h", "$/hr", "USD/hr", "USD/hour"),
     **_spelled("dollars/token", 1e-3, "$/ktok", "$/1K tokens", "$/1k tokens", "$/1000 tokens"),
     **_spelled("dollars/token", 1e-6, "$/Mtok", "$/M tokens", "$/1M tokens", "$/1e6 tokens"),
     **_spelled("dollars/token", 1e-9, "$/Gtok", "$/B tokens", "$/1B tokens", "$/1e9 tokens"),
@@ -108,7 +111,8 @@ _MADE_OF |= {name.removesuffix("s"): found for name, found in _MADE_OF.items() i
 
 # Without a space behind a number; "B" is bytes only behind a space or a digit of a size in bytes.
 SUFFIXES = {"K": 1e3, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-_NUMBER = r"\d[\d,]{0,40}(?:\.\d+)?(?:e[+-]?\d{1,2})?"
+# Commas stand between thousands alone: "0,61" is half of something else.
+_NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,40})(?:\.\d+)?(?:e[+-]?\d{1,2})?"
 _FORM = re.compile(
     rf"^(?P<about>[~≈<>±]?)\s*(?P<sign>[-−+]?)\s*\$?(?P<one>{_NUMBER})(?P<s1>[KkMBT]?)\+?"
     rf"(?:\s*(?:-|–|to)\s*\$?(?P<two>{_NUMBER})(?P<s2>[KkMBT]?))?(?P<plus>\+?)\s*(?P<unit>.*)$"

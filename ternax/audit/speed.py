@@ -75,6 +75,7 @@ def tokens_per_s(claim: Claim) -> Iterator[Finding]:
         yield Finding("mislabelled" if faster else "impossible", text, assumes)
     elif phase in ("prefill", "kernel", "speculative"):
         yield at_most(rate, cap, matrix, assumes)
+        yield from _use_of_the_matrix_unit(claim, load, rate)
     elif batch == "best":
         yield _at_best(claim, load, rate, peak) or at_most(rate, cap, matrix, assumes)
     else:
@@ -97,8 +98,36 @@ def tokens_per_s(claim: Claim) -> Iterator[Finding]:
         if share is not None:
             reached = rate.nominal / step.tokens_per_s
             how = f"{rate.text} / {words(step.tokens_per_s, 'tokens/s')}"
-            headroom = Finding("mislabelled", f"{how} = {100 * reached:.0f} %, not {share.text}")
-            yield equals(share, reached, how) if share.meets(reached) else headroom
+            yield _share(share, reached, reached, how)
+
+
+def _share(claimed: Quantity, low: float, high: float, how: str) -> Finding:
+    """A share of a bound: one that is not the number's own is another number's."""
+    if claimed.meets(low, high):
+        return equals(claimed, low, how, high=high)
+    return Finding("mislabelled", f"{how} = {100 * low:.0f} %, not {claimed.text}")
+
+
+def _use_of_the_matrix_unit(claim: Claim, load: Load, rate: Quantity) -> Iterator[Finding]:
+    """`share_of_bound` of a prompt: its operations over the peak of the type its weights are in.
+
+    Papers count the projections alone, or all parameters, embedding included.
+    """
+    share, device, weights = claim.quantities.get("share_of_bound"), claim.device, claim.weights
+    if share is None or device is None or weights is None:
+        return
+    own = peak_of(claim, device, device.operands(weights.operands))
+    if own is None:
+        return
+    peak, operands = own
+    macs = [load.projection_macs, load.projection_macs + 2 * load.head_macs]
+    low, high = (
+        roofline.compute_s(count * end, peak * claim.count("devices"))
+        for count, end in zip(macs, (rate.low, rate.high), strict=True)
+    )
+    how = f"2 x {words(macs[0], 'number')} to {words(macs[1], 'number')} x {rate.text} / "
+    how += f"{plain(peak * claim.count('devices'))} TFLOP/s of {operands}"
+    yield _share(share, low, high, how)
 
 
 def _at_best(claim: Claim, load: Load, rate: Quantity, peak: float) -> Finding | None:

@@ -125,7 +125,12 @@ def energy(claim: Claim, rows: Rows) -> Iterator[Finding]:
     load, device = load_of(claim), claim.device
     if load is not None and device is not None and claim.settings.get("phase") == "decode":
         peak = peak_of(claim, device)
-        one = roofline.decode_step(load, device.bandwidth_gb_per_s, peak[0] if peak else math.inf)
+        one = roofline.decode_step(
+            load,
+            device.bandwidth_gb_per_s,
+            peak[0] if peak else math.inf,
+            devices=claim.count("devices"),
+        )
         least = roofline.joules_per_token(power.nominal, one.tokens_per_s)
         text = f"one sequence at its bound: {words(one.tokens_per_s, 'tokens/s')}"
         text += f", {words(1 / least, 'tokens/joule')}, {words(least, 'joules/token')}"
@@ -156,7 +161,12 @@ def money(claim: Claim, rows: Rows) -> Iterator[Finding]:
     load, device = load_of(claim), claim.device
     if cost is not None and load is not None and device is not None:
         peak = peak_of(claim, device)
-        one = roofline.decode_step(load, device.bandwidth_gb_per_s, peak[0] if peak else math.inf)
+        one = roofline.decode_step(
+            load,
+            device.bandwidth_gb_per_s,
+            peak[0] if peak else math.inf,
+            devices=claim.count("devices"),
+        )
         least = roofline.usd_per_million_tokens(price.nominal, one.tokens_per_s) / 1e6
         text = f"one sequence at its bound pays {shown(cost, least)} at {price.text}, "
         text += f"{shown(cost, least / ORDINARY)} at {100 * ORDINARY:.0f} % of it"

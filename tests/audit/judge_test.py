@@ -237,6 +237,33 @@ def test_a_price_beside_the_catalogue(tmp_path, usd, verdict):
     assert row.verdict == verdict and "$0.79 spot, $1.4 on demand" in row.findings[0].text
 
 
+def test_a_node_has_the_power_and_the_price_of_its_devices(tmp_path):
+    """Eight H100: 5.6 kW, and $38 or $4.76 an hour; one that costs $38 is another device."""
+    node = "device: h100, devices: 8"
+    power, more, all_of_it, one_of_it, other = speeds(
+        tmp_path,
+        f"{node}, power: 5.6 kW",
+        f"{node}, power: 10.2 kW",
+        f"{node}, price: 38 $/h",
+        f"{node}, price: 4.76 $/h",
+        "device: h100, price: 38 $/h",
+    )
+    assert (power.verdict, more.verdict) == ("possible", "impossible")
+    assert (all_of_it.verdict, one_of_it.verdict) == ("possible", "possible")
+    assert "8 x NVIDIA H100" in all_of_it.findings[0].text
+    assert other.verdict == "mislabelled" and "7.98 times the highest" in other.findings[0].text
+
+
+def test_a_share_of_the_matrix_peak_of_a_prompt(tmp_path):
+    """8b in 16 bits, 31,500 tokens/s: 2 x 7 to 8 x 31.5 k / 989 T = 44 to 51 %."""
+    prompt = "model: 8b, weights: fp16, device: h100, phase: prefill, tokens_per_s: '31,500'"
+    right, wrong = speeds(
+        tmp_path, f"{prompt}, share_of_bound: 48%", f"{prompt}, share_of_bound: 70%"
+    )
+    assert right.verdict == "possible"
+    assert wrong.verdict == "mislabelled" and "= 44 %, not 70%" in wrong.findings[-1].text
+
+
 def test_far_from_a_bound_is_noted(tmp_path):
     near, far = speeds(
         tmp_path,
