@@ -99,8 +99,10 @@ def at_most(claimed: Quantity, ceiling: float, how: str, assumes: str = "") -> F
     """A quantity that physics bounds from above; says which share of the bound it is."""
     said = f"{how}: at most {words(ceiling, claimed.dimension)}; claimed {claimed.text}"
     if claimed.low <= ceiling * (1 + 1e-9):
-        share = min(1.0, claimed.nominal / ceiling)
-        said += f", {plain(100 * share, 2)} % of it{_far(claimed.nominal, ceiling)}"
+        share = f"{plain(100 * claimed.nominal / ceiling, 2)} % of it"
+        if claimed.nominal > ceiling:
+            share = f"{plain(claimed.low, 3)} is within its digits"
+        said += f", {share}{_far(claimed.nominal, ceiling)}"
         return Finding("possible", said, assumes)
     return Finding("impossible", f"{said}, {factor(claimed, ceiling)}", assumes)
 

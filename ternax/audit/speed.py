@@ -116,7 +116,7 @@ def _use_of_the_matrix_unit(claim: Claim, load: Load, rate: Quantity) -> Iterato
     share, device, weights = claim.quantities.get("share_of_bound"), claim.device, claim.weights
     if share is None or device is None or weights is None:
         return
-    own = peak_of(claim, device, device.operands(weights.operands))
+    own = peak_of(claim, device, weights.operands) or peak_of(claim, device)
     if own is None:
         return
     peak, operands = own

@@ -237,6 +237,14 @@ def test_a_price_beside_the_catalogue(tmp_path, usd, verdict):
     assert row.verdict == verdict and "$0.79 spot, $1.4 on demand" in row.findings[0].text
 
 
+def test_digits_that_reach_below_a_bound_are_told(tmp_path):
+    """24B in 16 bits at 307 GB/s: 6.4 tokens/s; "10" stands for 5 to 15, "10.0" does not."""
+    on = "model: bare, weights: fp16, device: x86-server, phase: decode, batch: 1, tokens_per_s"
+    loose, strict = speeds(tmp_path, f"{on}: 10", f"{on}: 10.0")
+    assert loose.verdict == "possible" and "5 is within its digits" in loose.findings[0].text
+    assert strict.verdict == "impossible"
+
+
 def test_a_node_has_the_power_and_the_price_of_its_devices(tmp_path):
     """Eight H100: 5.6 kW, and $38 or $4.76 an hour; one that costs $38 is another device."""
     node = "device: h100, devices: 8"
