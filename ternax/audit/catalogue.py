@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ternax.audit.claims import Case, Claim
 from ternax.audit.findings import Finding, at_most, equals
-from ternax.audit.quantities import UnknownUnit, parse, plain
+from ternax.audit.quantities import parse, plain
 from ternax.configs.hardware import DEVICES, Device
 
 # Public checkpoints with ternary weights: name, year, month, parameters. Sources: the model
@@ -99,10 +99,7 @@ def order(claim: Claim, case: Case) -> Iterator[Finding]:
 
 def _other_price(claim: Claim, other: Device) -> float | None:
     if "other_price" in claim.settings:
-        try:
-            return parse(claim.settings["other_price"], "$/h").nominal or None
-        except UnknownUnit:
-            return None
+        return parse(claim.settings["other_price"]).nominal
     return other.usd_per_h
 
 

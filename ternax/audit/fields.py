@@ -186,4 +186,9 @@ WORDS = {
     "bottleneck": ("weights", "kv", "head", "collectives", "compute"),
     "runs_on": ("cpu", "gpu"),
 }
+# Quantities that may be zero or less; of any other that is no claim but a slip.
+MAY_BE_ZERO = (
+    "result", "noise", "similarity", "idle", "left_out", "weights_read", "hand_overs",
+    "share_of_bound", "tables_share",
+)  # fmt: skip
 COUNTS = ("devices", "batch", "context", "layers", "rows", "columns")

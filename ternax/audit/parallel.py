@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from ternax import roofline
 from ternax.audit.claims import Claim
-from ternax.audit.findings import Finding, equals
-from ternax.audit.quantities import plain, words
+from ternax.audit.findings import Finding, equals, factor
+from ternax.audit.quantities import words
 from ternax.audit.subject import ORDINARY, load_of, peak_of, whose
 from ternax.configs.hardware import Device
 
@@ -31,8 +31,8 @@ def devices_needed(claim: Claim) -> Iterator[Finding]:
     if rate is not None:
         ordinary = max(ordinary, math.ceil(rate.high / one / ORDINARY))
     if needed.high < least:
-        more = plain(least / needed.nominal)
-        yield Finding("impossible", f"{said}: {least} are needed, {more} times more")
+        far = factor(needed, least)
+        yield Finding("impossible", f"{said}: {least} are needed, {needed.text} is {far}")
     elif needed.low > ordinary:
         text = f"{said}: {ordinary} will do at {100 * ORDINARY:.0f} % of the bound"
         yield Finding("mislabelled", text)

@@ -180,7 +180,7 @@ def parse(text: str, default_unit: str | None = None) -> Quantity:
     if "+" in plain[1:].replace("e+", "") or found["about"] == ">":
         high = math.inf
     if found["about"] == "<":
-        low = -math.inf if dimension == "number" else 1e-6 * high
+        low = 1e-6 * high
     return Quantity(low, high, dimension, plain, nominal)
 
 

@@ -14,7 +14,7 @@ from ternax import configs
 from ternax.anatomy import Shape
 from ternax.audit import markdown_tables, references
 from ternax.audit.claims import Case, Claim, Model, Table
-from ternax.audit.fields import COUNTS, QUANTITIES, SETTINGS, WORDS
+from ternax.audit.fields import COUNTS, MAY_BE_ZERO, QUANTITIES, SETTINGS, WORDS
 from ternax.audit.nodes import Leaf, Source, near, place
 from ternax.audit.quantities import Quantity, UnknownUnit, parse
 from ternax.config import ModelConfig
@@ -121,12 +121,9 @@ class _Reader(Source):
                 shape = dataclasses.replace(base, **numbers)
             elif "parameters" in values and not numbers:
                 count = self.quantity("parameters", values["parameters"])
-                if count.low <= 0:
-                    why = f"parameters: expected more than zero, found {count.text!r}"
-                    raise self.refuse(*values["parameters"][1:], why)
                 active = None
                 if "active" in values:
-                    active = self.quantity("parameters", values["active"]).nominal
+                    active = self.quantity("parameters", values["active"], "active").nominal
                     if not 0 < active <= count.nominal:
                         why = (
                             f"active: expected at most {count.text}, found {values['active'][0]!r}"
@@ -150,9 +147,9 @@ class _Reader(Source):
         found = {}
         for key, leaf in values.items():
             if key in known:
-                found[key] = self.quantity(known[key], leaf)
+                found[key] = self.quantity(known[key], leaf, key)
             elif key in ("fp32", "tf32", "fp16", "fp8", "int8", "int4", "fp4"):
-                peaks[key] = self.quantity("peak", leaf).nominal / 1e12
+                peaks[key] = self.quantity("peak", leaf, key).nominal / 1e12
             else:
                 raise self.refuse(*leaf[1:], f"no field of a device is named {key!r}")
         for key in ("bandwidth", "memory"):
@@ -185,6 +182,8 @@ class _Reader(Source):
                     quantities[name] = self.quantity(name, (text, line, column))
             elif name in SETTINGS:
                 self.check_word(name, text, line, column)
+                if name == "other_price":
+                    self.quantity("price", (text, line, column), name)
                 settings[name] = text
             else:
                 close = near(name, [*QUANTITIES, *SETTINGS])
@@ -230,22 +229,24 @@ class _Reader(Source):
             legal = ", ".join(WORDS[name])
             raise self.refuse(line, column, f"{name}: expected one of {legal}, found {text!r}")
 
-    def quantity(self, name: str, leaf: Leaf) -> Quantity:
+    def quantity(self, name: str, leaf: Leaf, called: str = "") -> Quantity:
+        """A quantity of the dimension of a field; `called` so in what is refused."""
         text, line, column = leaf
         field = QUANTITIES[name]
+        called = called or name
         if field.dimensions == ("number",):
             text = re.sub(r"(?<=\d) (?=[KMBT]$)", "", text)  # "6.74 B": a count, not bytes
         try:
             found = parse(text, field.unit)
         except UnknownUnit as error:
-            raise self.refuse(line, column, f"{name}: {error}") from error
+            raise self.refuse(line, column, f"{called}: {error}") from error
         if "*" not in field.dimensions and found.dimension not in field.dimensions:
             wanted = " or ".join(field.dimensions)
             raise self.refuse(
-                line, column, f"{name}: expected {wanted}, found {found.dimension} ({text})"
+                line, column, f"{called}: expected {wanted}, found {found.dimension} ({text})"
             )
-        if found.low <= 0 and found.dimension != "number":
-            raise self.refuse(line, column, f"{name}: expected more than zero, found {text!r}")
+        if found.low <= 0 and name not in MAY_BE_ZERO:
+            raise self.refuse(line, column, f"{called}: expected more than zero, found {text!r}")
         return found
 
     def named(self, find, leaf: Leaf):

@@ -114,6 +114,9 @@ def test_markdown(tmp_path):
         ("{memory: 15}", "line 7, column 18", "memory: expected a unit behind '15'"),
         ("{memory: 15 GX}", "line 7, column 18", "memory: no unit is written 'GX'"),
         ("{memory: 15 ms}", "line 7, column 18", "memory: expected bytes, found seconds"),
+        ("{devices_needed: 0}", "line 7, column 26", "devices_needed: expected more than zero"),
+        ("{other_price: 3 GB}", "line 7, column 23", "other_price: expected dollars/hour"),
+        ("{tokens_per_hour: 5 ± 5}", "line 7, column 27", "tokens_per_hour: expected more than"),
         ("{memory: 0 GB}", "line 7, column 18", "memory: expected more than zero, found '0 GB'"),
         (
             "{batch: many}",
