@@ -29,7 +29,8 @@ def devices_needed(claim: Claim) -> Iterator[Finding]:
     least = max(fit, fast)
     ordinary = math.ceil(load.weight_bytes / (device.memory_gb * 1e9))
     if rate is not None:
-        ordinary = max(ordinary, math.ceil(rate.high / one / ORDINARY))
+        most = rate.nominal if math.isinf(rate.high) else rate.high  # "12-15+"
+        ordinary = max(ordinary, math.ceil(most / one / ORDINARY))
     if needed.high < least:
         far = factor(needed, least)
         yield Finding("impossible", f"{said}: {least} are needed, {needed.text} is {far}")

@@ -121,7 +121,8 @@ def energy(claim: Claim, rows: Rows) -> Iterator[Finding]:
         yield equals(per_joule, low, f"{rate.text} / {power.text}", high=high)
     if "joules_per_token" in q:
         how = f"{power.text} / {rate.text}"
-        yield equals(q["joules_per_token"], 1 / high, how, high=1 / low)
+        most = power.high / rate.low
+        yield equals(q["joules_per_token"], power.low / rate.high, how, high=most)
     load, device = load_of(claim), claim.device
     if load is not None and device is not None and claim.settings.get("phase") == "decode":
         peak = peak_of(claim, device)

@@ -237,6 +237,17 @@ def test_a_price_beside_the_catalogue(tmp_path, usd, verdict):
     assert row.verdict == verdict and "$0.79 spot, $1.4 on demand" in row.findings[0].text
 
 
+def test_or_more_has_no_upper_end(tmp_path):
+    """ "12-15+" and "300+" as documents have them: judged by what they are at least."""
+    needed, watts = speeds(
+        tmp_path,
+        "model: 70b, weights: fp8, device: h100, tokens_per_s: 12-15+, devices_needed: 4",
+        "device: h100, tokens_per_s: 50, power: 300+ W, joules_per_token: 6 J/token",
+    )
+    assert needed.verdict == "mislabelled" and "1 will do" in needed.findings[-1].text
+    assert "= 4.545 J/token to infinity J/token" in watts.findings[-1].text
+
+
 def test_digits_that_reach_below_a_bound_are_told(tmp_path):
     """24B in 16 bits at 307 GB/s: 6.4 tokens/s; "10" stands for 5 to 15, "10.0" does not."""
     on = "model: bare, weights: fp16, device: x86-server, phase: decode, batch: 1, tokens_per_s"
