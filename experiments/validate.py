@@ -8,6 +8,7 @@ One efficiency for each device, and an error for each row, predicted by the othe
 
 import pathlib
 import sys
+import textwrap
 
 from ternax import validation
 from ternax.errors import UsageError
@@ -109,7 +110,9 @@ def screen(groups) -> list[str]:
         error = 100 * validation.median_error(predictions)
         lines += [
             f"  median error {error:.1f} % of {len(predictions)} rows, each by the others",
-            f"  efficiency: {said}",
+            *textwrap.wrap(
+                f"efficiency: {said}", 100, initial_indent="  ", subsequent_indent="    "
+            ),
             "",
         ]
     return lines

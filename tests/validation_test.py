@@ -38,7 +38,7 @@ def test_a_row_takes_no_part_in_its_own_prediction():
 
 def test_published_rates_are_predicted():
     rows = validation.published(PUBLISHED)
-    assert len(rows) >= 15 and len({r.device for r in rows}) >= 5
+    assert len(rows) >= 22 and len({r.device for r in rows}) >= 7
     assert all(0 < r.efficiency < 1 for r in rows), "a rate above its bound"
     assert validation.median_error(validation.predict(rows)) < 0.20
     spark = [r for r in rows if r.device == "dgx-spark"]
@@ -47,6 +47,23 @@ def test_published_rates_are_predicted():
     bitnet = next(r for r in rows if r.model == "2b4t")
     assert bitnet.tokens_per_s == pytest.approx(48 / (0.22108 - 0.05740), rel=1e-3)
     assert bitnet.bound_tokens_per_s == pytest.approx(1555 / 1.19, rel=0.01)
+
+
+def test_the_guides_tell_what_is_predicted_here():
+    """The medians of README and docs/audit.md, and the guide's row of each device."""
+    readme, guide = (
+        " ".join((ROOT / name).read_text().split()) for name in ("README.md", "docs/audit.md")
+    )
+    rows, own = validation.published(PUBLISHED), validation.own(ROOT / "results")
+    median, ours = (
+        f"{100 * validation.median_error(validation.predict(found)):.1f} %" for found in (rows, own)
+    )
+    assert f"{len(rows)} published rates with a median error of {median}, {len(own)} of" in readme
+    assert f"of our own with {ours}" in readme
+    assert f"The median error of the {len(rows)} is {median}, and of {len(own)} of our" in guide
+    for device, share in validation.efficiencies(rows).items():
+        count = sum(found.device == device for found in rows)
+        assert f"| {device} | {count} | {share:.2f} |" in guide
 
 
 def test_our_own_records_are_predicted():

@@ -1,10 +1,11 @@
 """Checks against what is known: datasheets, prices, formats, released checkpoints."""
 
+import math
 from collections.abc import Iterator
 
 from ternax.audit.claims import Case, Claim
 from ternax.audit.findings import Finding, at_most, equals
-from ternax.audit.quantities import UnknownUnit, parse, plain, words
+from ternax.audit.quantities import parse, plain
 from ternax.configs.hardware import DEVICES, Device
 
 # Public checkpoints with ternary weights: name, year, month, parameters. Sources: the model
@@ -53,7 +54,9 @@ def datasheet(claim: Claim, case: Case) -> Iterator[Finding]:
         yield equals(q["peak"], 0.99 * dense, how, high=1.01 * dense, instead=sparse)
     if "power" in q and device.watts:
         # Boards may be limited lower; at_most allows for what a meter adds.
-        yield at_most(q["power"], 1.1 * device.watts, f"board power of {device.title} and a tenth")
+        count = claim.count("devices")
+        how = f"board power of {count} x {device.title} and a tenth"
+        yield at_most(q["power"], 1.1 * count * device.watts, how)
 
 
 # First words of catalogue names that are accelerators of a data centre.
@@ -96,10 +99,7 @@ def order(claim: Claim, case: Case) -> Iterator[Finding]:
 
 def _other_price(claim: Claim, other: Device) -> float | None:
     if "other_price" in claim.settings:
-        try:
-            return parse(claim.settings["other_price"], "$/h").nominal or None
-        except UnknownUnit:
-            return None
+        return parse(claim.settings["other_price"]).nominal
     return other.usd_per_h
 
 
@@ -134,26 +134,42 @@ def runs_on(claim: Claim, case: Case) -> Iterator[Finding]:
         yield Finding("possible", said)
 
 
-def moves(claim: Claim, case: Case) -> Iterator[Finding]:
-    """What a step of a split model hands over, and what a verification reads."""
+def speculation(claim: Claim, case: Case) -> Iterator[Finding]:
+    """What a verification of drafted tokens reads."""
     del case
-    hand_overs, count = claim.quantities.get("hand_overs"), claim.count("devices")
-    if hand_overs is not None and claim.model is not None and claim.model.shape is not None:
-        shape = claim.model.shape
-        per_token = words(2.0 * shape.hidden_size, "bytes")
-        reduces = 2 * shape.num_layers
-        yield equals(
-            hand_overs,
-            float(count - 1),
-            f"{per_token} a token handed over by layers that {count} devices hold one after "
-            f"another (split across them, each layer sums twice: {reduces} times)",
-            instead=[(float(reduces), "that of tensor parallelism")]
-            + [(float(shape.num_layers), "the number of layers, not of hand-overs")],
-        )
     read = claim.quantities.get("weights_read")
     if read is not None and claim.settings.get("phase") == "speculative":
         how = "a verification of all drafted tokens reads every weight once, for all it accepts"
         yield equals(read, 1.0, how)
 
 
-CHECKS = (datasheet, order, released, runs_on, moves)
+def prices(claim: Claim, case: Case) -> Iterator[Finding]:
+    """An hour's price beside the catalogue's: prices move, so it takes much to be another's."""
+    del case
+    price, device = claim.quantities.get("price"), claim.device
+    if price is None or device is None or device.usd_per_h is None:
+        return
+    known = {"on demand": device.usd_per_h}
+    if device.spot_usd_per_h is not None:
+        known = {"spot": device.spot_usd_per_h} | known
+    low, high = min(known.values()), max(known.values())
+    count = claim.count("devices")
+    # Of all of them, where that is nearer: a node's price or one device's.
+    each = min(price.nominal, price.nominal / count, key=lambda usd: abs(math.log(usd / high)))
+    several = f"{count} x " if count > 1 and each < price.nominal else ""
+    said = f"{price.text} for an hour of {several}{device.title}; one is "
+    said += ", ".join(f"${plain(usd)} {kind}" for kind, usd in known.items())
+    said += f" ({device.price_source})"
+    if each < low:
+        said += f": {plain(100 - 100 * each / low, 2)} % below the lowest"
+    elif each > high:
+        said += f": {plain(each / high, 3)} times the highest"
+    if low / PRICES_MOVE <= each <= high * PRICES_MOVE:
+        yield Finding("possible", said)
+    else:
+        yield Finding("mislabelled", f"{said}; that is no hour of such a device")
+
+
+# How far prices are from the catalogue's before they are no price of this device.
+PRICES_MOVE = 4.0
+CHECKS = (datasheet, order, released, runs_on, speculation, prices)

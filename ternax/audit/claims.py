@@ -10,11 +10,15 @@ from ternax.formats import Format
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What a claim is about: a shape, or a number of parameters and nothing more."""
+    """What a claim is about: a shape, or a number of parameters and nothing more.
+
+    `active`: of a mixture of experts, the parameters that one token reads and multiplies.
+    """
 
     name: str
     parameters: float
     shape: Shape | None = None
+    active: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,9 @@ class Claim:
         return ", ".join([*named, *(q.text for q in self.quantities.values())])
 
     def count(self, name: str, default: int = 1) -> int:
-        return int(self.settings.get(name, default))
+        """A setting that counts; of `batch: best` one, the least there can be."""
+        text = self.settings.get(name, default)
+        return 1 if text == "best" else int(text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,56 +9,132 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A quantity a claim may state. `unit`: of a bare number; None: it must be written."""
+    """A quantity a claim may state.
+
+    Attributes:
+      unit: of a bare number; None: it must be written.
+      needs: fields, in words "one or other", without which no check judges it.
+    """
 
     dimensions: tuple[str, ...]
     unit: str | None
     meaning: str
+    needs: tuple[str, ...]
 
 
-def _field(meaning: str, *dimensions: str, unit: str | None = None) -> Field:
-    return Field(dimensions, unit, meaning)
+def _field(meaning: str, *dimensions: str, needs: str, unit: str | None = None) -> Field:
+    return Field(dimensions, unit, meaning, tuple(filter(None, needs.split(", "))))
 
 
 QUANTITIES: dict[str, Field] = {
-    "parameters": _field("parameters of the model", "number", unit=""),
-    "size": _field("bytes of the stored model, neither more nor less", "bytes"),
-    "memory": _field("bytes in use while it runs: the model at least", "bytes"),
-    "cache": _field("bytes of the KV cache at `context` and `batch`", "bytes"),
-    "bits": _field("stored bits of one weight", "bits", unit="bits"),
-    "tokens_per_s": _field("tokens a second of all rows", "tokens/s", unit="tok/s"),
-    "share_of_bound": _field("`tokens_per_s` over its bound", "number", unit="%"),
-    "latency": _field("time of one step, or of one forward pass", "seconds"),
-    "kernel_time": _field("time of one product of a `rows` x `columns` matrix", "seconds"),
-    "batch_gain": _field("tokens/s at `batch` over those at batch 1", "number", unit="x"),
-    "compute_time": _field("time of one token's operations alone", "seconds"),
-    "read_time": _field("time of reading one step's weights alone", "seconds"),
-    "compute_only_tokens_per_s": _field("peak over one token's operations", "tokens/s"),
-    "operations": _field("operations of one token", "operations"),
-    "idle": _field("share of a step in which the matrix unit waits", "number", unit="%"),
-    "intensity_gap": _field("critical intensity over that of a decode step", "number", unit="x"),
+    "parameters": _field("parameters of the model", "number", unit="", needs="model"),
+    "size": _field(
+        "bytes of the stored model, neither more nor less", "bytes", needs="model, weights"
+    ),
+    "memory": _field(
+        "bytes in use while it runs: the model at least", "bytes", needs="model, weights"
+    ),
+    "cache": _field(
+        "bytes of the KV cache at `context` and `batch`", "bytes", needs="model, context"
+    ),
+    "bits": _field("stored bits of one weight", "bits", unit="bits", needs="weights"),
+    "tokens_per_s": _field(
+        "tokens a second of all rows", "tokens/s", unit="tok/s", needs="model, device, weights"
+    ),
+    "share_of_bound": _field(
+        "`tokens_per_s` over its bound; of a prompt, over the matrix peak",
+        "number",
+        unit="%",
+        needs="tokens_per_s, model, device, weights",
+    ),
+    "latency": _field(
+        "time of one step, or of one forward pass", "seconds", needs="model, device, weights, phase"
+    ),
+    "kernel_time": _field(
+        "time of one product of a `rows` x `columns` matrix",
+        "seconds",
+        needs="device, weights, rows, columns",
+    ),
+    "batch_gain": _field(
+        "tokens/s at `batch` over those at batch 1", "number", unit="x", needs="batch"
+    ),
+    "compute_time": _field(
+        "time of one token's operations alone", "seconds", needs="model, device, weights"
+    ),
+    "read_time": _field(
+        "time of reading one step's weights alone", "seconds", needs="model, device, weights"
+    ),
+    "compute_only_tokens_per_s": _field(
+        "peak over one token's operations", "tokens/s", needs="model, device, weights"
+    ),
+    "operations": _field("operations of one token", "operations", needs="model, weights"),
+    "idle": _field(
+        "share of a step in which the matrix unit waits",
+        "number",
+        unit="%",
+        needs="model, device, weights",
+    ),
+    "intensity_gap": _field(
+        "critical intensity over that of a decode step", "number", unit="x", needs="device, weights"
+    ),
     "critical_intensity": _field(
-        "operations a byte where both limits meet", "operations/byte", unit="FLOP/B"
+        "operations a byte where both limits meet", "operations/byte", unit="FLOP/B", needs="device"
     ),
-    "left_out": _field("share of a step's bytes besides the weights", "number", unit="%"),
-    "bandwidth": _field("memory bandwidth of the device", "bytes/s"),
-    "device_memory": _field("memory of the device", "bytes"),
-    "largest_memory": _field("largest memory of any one device on the case's date", "bytes"),
-    "peak": _field("matrix peak of the device for `operands`", "operations/s"),
-    "devices_needed": _field("devices that the rest of the row needs", "number", unit=""),
-    "hand_overs": _field("times a step hands activations to another device", "number", unit=""),
+    "critical_batch": _field(
+        "sequences at which computing a step takes as long as reading it",
+        "number",
+        unit="",
+        needs="model, device, weights",
+    ),
+    "tables_share": _field(
+        "share of the stored bytes that embedding and head take",
+        "number",
+        unit="%",
+        needs="model, weights",
+    ),
+    "left_out": _field(
+        "share of a step's bytes besides the weights",
+        "number",
+        unit="%",
+        needs="context, model, device, weights",
+    ),
+    "bandwidth": _field("memory bandwidth of the device", "bytes/s", needs="device"),
+    "device_memory": _field("memory of the device", "bytes", needs="device"),
+    "largest_memory": _field(
+        "largest memory of any one device on the case's date", "bytes", needs=""
+    ),
+    "peak": _field("matrix peak of the device for `operands`", "operations/s", needs="device"),
+    "devices_needed": _field(
+        "devices that the rest of the row needs", "number", unit="", needs="model, device, weights"
+    ),
+    "hand_overs": _field(
+        "times a step hands activations to another device", "number", unit="", needs="model"
+    ),
     "weights_read": _field(
-        "share of the weights one verification reads, `phase: speculative`", "number", unit="%"
+        "share of the weights one verification reads, `phase: speculative`",
+        "number",
+        unit="%",
+        needs="phase",
     ),
-    "power": _field("power while it runs", "watts", unit="W"),
-    "tokens_per_joule": _field("tokens of one joule", "tokens/joule", "tokens/watt"),
-    "joules_per_token": _field("energy of one token", "joules/token"),
-    "price": _field("price of an hour", "dollars/hour"),
-    "tokens_per_hour": _field("tokens in an hour", "number", "tokens/hour", unit=""),
-    "cost": _field("price of tokens", "dollars/token"),
-    "similarity": _field("cosine of clean and noisy outputs at `noise`", "number", unit="%"),
-    "noise": _field("share of the weights that noise replaced", "number", unit="%"),
-    "result": _field("what the arithmetic in `of` gives", "*", unit=""),
+    "power": _field("power while it runs", "watts", unit="W", needs="device"),
+    "tokens_per_joule": _field(
+        "tokens of one joule", "tokens/joule", "tokens/watt", needs="power, tokens_per_s"
+    ),
+    "joules_per_token": _field("energy of one token", "joules/token", needs="power, tokens_per_s"),
+    "price": _field("price of an hour", "dollars/hour", needs="device"),
+    "tokens_per_hour": _field(
+        "tokens in an hour", "number", "tokens/hour", unit="", needs="tokens_per_s"
+    ),
+    "cost": _field(
+        "price of tokens", "dollars/token", needs="price, tokens_per_s or tokens_per_hour"
+    ),
+    "similarity": _field(
+        "cosine of clean and noisy outputs at `noise`", "number", unit="%", needs="noise"
+    ),
+    "noise": _field(
+        "share of the weights that noise replaced", "number", unit="%", needs="similarity"
+    ),
+    "result": _field("what the arithmetic in `of` gives", "*", unit="", needs="of"),
 }
 
 # name -> what it says. Each is a word, a name or a count.
@@ -73,7 +149,7 @@ SETTINGS: dict[str, str] = {
     "kv": "format of the KV cache",
     "operands": "type the matrix unit multiplies: fp32, fp16, fp8, int8, ...",
     "phase": "decode, prefill, kernel, or speculative",
-    "batch": "sequences decoded together",
+    "batch": "sequences decoded together; best: as many as fit, or as the matrix unit can use",
     "context": "tokens of each sequence",
     "layers": "layers that ran, when not all",
     "rows": "outputs of a kernel's matrix",
@@ -90,6 +166,16 @@ SETTINGS: dict[str, str] = {
     "runs_on": "cpu or gpu: where the format is said to run",
     "of": "arithmetic: numbers with units, row.field, and ' + - * / ' between spaces",
 }
+# What a setting that is itself a claim needs.
+SETTINGS_NEED = {
+    "fits": ("model", "weights or training", "device"),
+    "bottleneck": ("model", "weights", "device"),
+    "interactive": ("model", "weights", "device"),
+    "faster_than": ("device",),
+    "cheaper_than": ("device", "price"),
+    "runs_on": ("weights",),
+    "of": ("result",),
+}
 WORDS = {
     "fits": ("yes", "no"),
     "interactive": ("yes", "no"),
@@ -100,4 +186,9 @@ WORDS = {
     "bottleneck": ("weights", "kv", "head", "collectives", "compute"),
     "runs_on": ("cpu", "gpu"),
 }
+# Quantities that may be zero or less; of any other that is no claim but a slip.
+MAY_BE_ZERO = (
+    "result", "noise", "similarity", "idle", "left_out", "weights_read", "hand_overs",
+    "share_of_bound", "tables_share",
+)  # fmt: skip
 COUNTS = ("devices", "batch", "context", "layers", "rows", "columns")

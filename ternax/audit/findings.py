@@ -1,12 +1,15 @@
 """Verdicts, and how a written quantity is held against a computed one."""
 
 import dataclasses
+import re
 from collections.abc import Iterable
 
 from ternax.audit.quantities import Quantity, plain, words
 
-# Worst last: what is impossible stays so, whatever else holds.
-VERDICTS = ("unverifiable", "possible", "mislabelled", "impossible")
+# Worst last: what is impossible stays so, and a row is possible when all of it is.
+VERDICTS = ("possible", "unverifiable", "mislabelled", "impossible")
+# Shares of a bound below this are noted: nothing forbids them.
+IMPROBABLE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,9 @@ def factor(claimed: Quantity, computed: float) -> str:
 
 
 def shown(claimed: Quantity, value: float) -> str:
-    """A computed value in the words of the claimed one: in percent where that is."""
+    """A computed value in the words of the claimed one: in percent, or for a million tokens."""
+    if claimed.dimension == "dollars/token" and not re.search("1e9|Gtok|B tok", claimed.text):
+        return f"{plain(1e6 * value)} $/Mtok"
     percent = "%" in claimed.text and claimed.dimension == "number"
     return f"{plain(100 * value)} %" if percent else words(value, claimed.dimension)
 
@@ -86,7 +91,7 @@ def at_least(claimed: Quantity, floor: float, how: str, assumes: str = "") -> Fi
     """A quantity that physics bounds from below."""
     said = f"{how}: at least {words(floor, claimed.dimension)}; claimed {claimed.text}"
     if claimed.high >= floor * (1 - 1e-9):
-        return Finding("possible", said, assumes)
+        return Finding("possible", said + _far(floor, claimed.nominal), assumes)
     return Finding("impossible", f"{said}, {factor(claimed, floor)}", assumes)
 
 
@@ -94,6 +99,16 @@ def at_most(claimed: Quantity, ceiling: float, how: str, assumes: str = "") -> F
     """A quantity that physics bounds from above; says which share of the bound it is."""
     said = f"{how}: at most {words(ceiling, claimed.dimension)}; claimed {claimed.text}"
     if claimed.low <= ceiling * (1 + 1e-9):
-        share = min(1.0, claimed.nominal / ceiling)
-        return Finding("possible", f"{said}, {100 * share:.0f} % of it", assumes)
+        share = f"{plain(100 * claimed.nominal / ceiling, 2)} % of it"
+        if claimed.nominal > ceiling:
+            share = f"{plain(claimed.low, 3)} is within its digits"
+        said += f", {share}{_far(claimed.nominal, ceiling)}"
+        return Finding("possible", said, assumes)
     return Finding("impossible", f"{said}, {factor(claimed, ceiling)}", assumes)
+
+
+def _far(less: float, more: float) -> str:
+    """A note where a claim is so far on the right side of its bound that it may be another's."""
+    return (
+        f", improbable: {plain(more / less, 3)} times off" if 0 < less < IMPROBABLE * more else ""
+    )

@@ -1,58 +1,15 @@
 """Every check over every claim of a case: a verdict for each row, with its arithmetic."""
 
 import dataclasses
+import graphlib
+from collections.abc import Iterator
 
-from ternax.audit import catalogue, size, speed, sums, trends
-from ternax.audit.claims import Case, Claim, Table
+from ternax.audit import catalogue, law, parallel, size, speed, sums, trends
+from ternax.audit.arithmetic import references
+from ternax.audit.claims import Case, Claim
+from ternax.audit.fields import QUANTITIES, SETTINGS_NEED
 from ternax.audit.findings import VERDICTS, Finding, worst
 from ternax.audit.quantities import Quantity
-
-# What each quantity cannot be judged without.
-NEEDS = {
-    "parameters": ("model",),
-    "size": ("model", "weights"),
-    "memory": ("model", "weights"),
-    "cache": ("model", "context"),
-    "bits": ("weights",),
-    "tokens_per_s": ("model", "device", "weights"),
-    "latency": ("model", "device", "weights", "phase"),
-    "kernel_time": ("device", "weights", "rows", "columns"),
-    "batch_gain": ("batch",),
-    "result": ("of",),
-    "similarity": ("noise",),
-    "cost": ("price", "tokens_per_s"),
-    "tokens_per_joule": ("power", "tokens_per_s"),
-    "joules_per_token": ("power", "tokens_per_s"),
-    "tokens_per_hour": ("tokens_per_s",),
-    "price": ("cost", "tokens_per_s"),
-    "share_of_bound": ("tokens_per_s", "model", "device", "weights", "phase"),
-    "left_out": ("context", "model", "device", "weights"),
-    "noise": ("similarity",),
-    "weights_read": ("phase",),
-    "hand_overs": ("model",),
-    "operations": ("model",),
-    "compute_time": ("model", "device"),
-    "compute_only_tokens_per_s": ("model", "device"),
-    "read_time": ("model", "device", "weights"),
-    "idle": ("model", "device", "weights"),
-    "intensity_gap": ("device", "weights"),
-    "critical_intensity": ("device",),
-    "devices_needed": ("model", "device", "weights"),
-    "bandwidth": ("device",),
-    "device_memory": ("device",),
-    "peak": ("device",),
-    "power": ("device",),
-}
-# The same of what a setting claims.
-SETTINGS_NEED = {
-    "fits": ("model", "weights", "device"),
-    "bottleneck": ("model", "weights", "device"),
-    "interactive": ("model", "weights", "device"),
-    "faster_than": ("device",),
-    "cheaper_than": ("device", "price"),
-    "runs_on": ("weights",),
-    "of": ("result",),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,61 +41,82 @@ class Audit:
 
 
 def audit(case: Case) -> Audit:
-    """Judges each row alone, then its table, then sums that refer to other rows."""
-    first = {
+    """Judges each row alone, then its table, then sums, behind the rows that they refer to."""
+    alone = (*size.CHECKS, *speed.CHECKS, *law.CHECKS, *parallel.CHECKS)
+    claims = [claim for table in case.tables for claim in table.claims]
+    found = {
         id(claim): [
-            *(finding for check in (*size.CHECKS, *speed.CHECKS) for finding in check(claim)),
+            *(finding for check in alone for finding in check(claim)),
             *(finding for check in catalogue.CHECKS for finding in check(claim, case)),
         ]
-        for table in case.tables
-        for claim in table.claims
+        for claim in claims
     }
     for table in case.tables:
         for trend in trends.CHECKS:
             for claim, finding in trend(table):
-                first[id(claim)].append(finding)
-    rows = _rows(case.tables, first)
-    judged = []
-    for table in case.tables:
-        done = []
-        for claim in table.claims:
-            findings = list(first[id(claim)])
-            for check in sums.CHECKS:
-                findings += check(claim, rows)
-            done.append(Judged(claim, tuple(findings or [_missing(claim)])))
-        judged.append((table.name, tuple(done)))
-    return Audit(case, tuple(judged))
-
-
-def _rows(tables: tuple[Table, ...], findings) -> dict[str, tuple[Quantity, str]]:
-    """ "id.field" -> its quantity and its row's verdict, of all rows with an id."""
-    return {
-        f"{claim.settings['id']}.{field}": (quantity, worst(findings[id(claim)]))
-        for table in tables
-        for claim in table.claims
-        if "id" in claim.settings
-        for field, quantity in claim.quantities.items()
-    }
-
-
-def _missing(claim: Claim) -> Finding:
-    """What a row that no check could judge would need."""
-    lacks = [
-        f"{field} needs {', '.join(gone)}"
-        for field in claim.quantities
-        if (gone := [name for name in NEEDS.get(field, ()) if not _has(claim, name)])
-    ]
-    lacks += [
-        f"{name} needs {', '.join(gone)}"
-        for name, needs in SETTINGS_NEED.items()
-        if name in claim.settings and (gone := [field for field in needs if not _has(claim, field)])
-    ]
-    if not claim.quantities and not lacks:
-        return Finding("unverifiable", "it states no quantity")
-    return Finding(
-        "unverifiable", f"too little to judge: {'; '.join(lacks) or 'a model or device'}"
+                found[id(claim)].append(finding)
+    rows: dict[str, tuple[Quantity, str]] = {}
+    for claim in claims:
+        _refer(rows, claim, found[id(claim)])
+    for claim in _in_order(claims):
+        for check in sums.CHECKS:
+            found[id(claim)] += check(claim, rows)
+        found[id(claim)] += _missing(claim, not found[id(claim)])
+        _refer(rows, claim, found[id(claim)])
+    return Audit(
+        case,
+        tuple(
+            (table.name, tuple(Judged(claim, tuple(found[id(claim)])) for claim in table.claims))
+            for table in case.tables
+        ),
     )
 
 
-def _has(claim: Claim, name: str) -> bool:
-    return name in claim.settings or name in claim.quantities
+def _refer(rows: dict[str, tuple[Quantity, str]], claim: Claim, findings: list[Finding]) -> None:
+    """ "id.field" -> its quantity and its row's verdict, of a row with an id."""
+    if "id" in claim.settings:
+        for field, quantity in claim.quantities.items():
+            rows[f"{claim.settings['id']}.{field}"] = quantity, worst(findings)
+
+
+def _in_order(claims: list[Claim]) -> Iterator[Claim]:
+    """Claims behind those that their `of` names, so that a verdict is inherited through all."""
+    named = {claim.settings["id"]: i for i, claim in enumerate(claims) if "id" in claim.settings}
+    graph = {
+        i: {named[name] for name, _ in references(claim.settings.get("of", "")) if name in named}
+        for i, claim in enumerate(claims)
+    }
+    return (claims[i] for i in graphlib.TopologicalSorter(graph).static_order())
+
+
+def _missing(claim: Claim, nothing: bool) -> Iterator[Finding]:
+    """What a quantity or setting that no check could judge would need.
+
+    nothing: no check had anything to say. What goes into another quantity that is judged is
+    no claim of its own: a rate beside a price, say.
+    """
+    stated = {name: QUANTITIES[name].needs for name in claim.quantities}
+    stated |= {name: SETTINGS_NEED[name] for name in SETTINGS_NEED if name in claim.settings}
+    lacks = {
+        name: gone
+        for name, needs in stated.items()
+        if (gone := [n for n in needs if not _has(claim, n)])
+    }
+    used = {
+        word
+        for name, needs in stated.items()
+        if name not in lacks
+        for need in needs
+        for word in need.split(" or ")
+    }
+    said = [f"{name} needs {', '.join(gone)}" for name, gone in lacks.items() if name not in used]
+    if said:
+        yield Finding("unverifiable", f"too little to judge: {'; '.join(said)}")
+    elif nothing and not claim.quantities:
+        yield Finding("unverifiable", "it states no quantity")
+    elif nothing:
+        yield Finding("unverifiable", "too little to judge: a shape of the model is needed")
+
+
+def _has(claim: Claim, need: str) -> bool:
+    return any(n in claim.settings or n in claim.quantities for n in need.split(" or "))

@@ -1,8 +1,9 @@
 """Numbers as people write them: "~298,000 tok/s", "50-60 TPS", "59.1B", "200-400 MB".
 
 A quantity is the interval its digits stand for: half a unit of the last digit on both
-sides (trailing zeros of a whole number are not digits: 140 is 135 to 145), a twentieth more
-for "~", everything above for "+". "GB" covers 1e9 and 2**30 bytes, since both are written so.
+sides (trailing zeros of a whole number are not digits: 140 is 135 to 145), what stands behind
+"±" where that is more, a twentieth more for "~", everything above for "+" or ">". "GB" covers
+1e9 and 2**30 bytes, since both are written so.
 """
 
 import dataclasses
@@ -62,28 +63,56 @@ UNITS: dict[str, tuple[str, float, float]] = {
     **_spelled("seconds", 1e-3, "ms/token", "ms/tok"),
     **_spelled("seconds", 1, "s/token", "s/tok"),
     **_spelled("tokens/s", 1, "tok/s", "tokens/s", "t/s", "TPS", "tps", "tokens/sec", "tok/sec"),
+    **_spelled("tokens/s", 1, "tokens/second", "tokens per second", "toks/s", "T/s"),
+    **_spelled("tokens/s", 1e3, "ktok/s", "Ktok/s", "ktokens/s"),
+    **_spelled("tokens/s", 1 / 60, "tok/min", "tokens/min", "TPM"),
     **_spelled("tokens/hour", 1, "tok/h", "tokens/h", "tokens/hour"),
     **_spelled("tokens/joule", 1, "tok/J", "tokens/J", "tokens/joule", "tok/s/W", "tokens/s/W"),
     **_spelled("tokens/watt", 1, "tok/W", "tokens/W", "tokens/Watt", "tokens/watt"),
     **_spelled("joules/token", 1, "J/token", "J/tok"),
     **_spelled("joules/token", 1e-3, "mJ/token", "mJ/tok"),
     **_same("watts", W=1, kW=1e3, Watt=1, watts=1),
-    **_spelled("bytes/s", 1e9, "GB/s"),
+    **_spelled("bytes/s", 1e9, "GB/s", "GB/sec", "GBps"),
+    **_spelled("bytes/s", 1e9 / 8, "Gb/s", "Gbit/s", "Gbps"),
+    **_spelled("bytes/s", 1e6, "MB/s"),
     **_spelled("bytes/s", 1e12, "TB/s"),
+    **_spelled("bytes/s", 1e15, "PB/s"),
+    **_spelled("bytes/s", 2.0**30, "GiB/s"),
+    **_spelled("operations/s", 1e9, "GFLOP/s", "GFLOPS", "GOPS"),
     **_spelled("operations/s", 1e12, "TFLOP/s", "TFLOPS", "TFLOPs", "TOPS", "TOP/s"),
     **_spelled("operations/s", 1e15, "PFLOP/s", "PFLOPS", "POPS"),
     **_spelled("operations", 1, "FLOP", "FLOPs"),
     **_spelled("operations/byte", 1, "FLOP/B", "FLOP/byte", "FLOPs/byte", "flop/B"),
-    **_spelled("dollars/hour", 1, "$/h", "$/hour", "USD/h", "$/hr"),
+    **_spelled("dollars/hour", 1, "$/h", "$/hour", "USD/h", "$/hr", "USD/hr", "USD/hour"),
+    **_spelled("dollars/token", 1e-3, "$/ktok", "$/1K tokens", "$/1k tokens", "$/1000 tokens"),
     **_spelled("dollars/token", 1e-6, "$/Mtok", "$/M tokens", "$/1M tokens", "$/1e6 tokens"),
     **_spelled("dollars/token", 1e-9, "$/Gtok", "$/B tokens", "$/1B tokens", "$/1e9 tokens"),
     **_spelled("bits", 1, "bit", "bits", "bpw", "bits/weight"),
     **_spelled("number", 1, "", "x", "×", "tokens", "token", "params", "parameters", "layers"),
     **_spelled("number", 0.01, "%"),
 }
+# What the words of a dimension are made of: a factor to base units, and their powers. Tokens
+# and numbers are counts; a watt is a joule a second.
+Unit = tuple[tuple[str, int], ...]
+_MADE_OF: dict[str, tuple[float, dict[str, int]]] = {
+    "number": (1, {}),
+    "tokens": (1, {}),
+    "bytes": (1, {"bytes": 1}),
+    "bits": (1 / 8, {"bytes": 1}),
+    "seconds": (1, {"seconds": 1}),
+    "hours": (3600, {"seconds": 1}),
+    "operations": (1, {"operations": 1}),
+    "joules": (1, {"joules": 1}),
+    "watts": (1, {"joules": 1, "seconds": -1}),
+    "dollars": (1, {"dollars": 1}),
+}
+_MADE_OF |= {"s": _MADE_OF["seconds"]}
+_MADE_OF |= {name.removesuffix("s"): found for name, found in _MADE_OF.items() if len(name) > 1}
+
 # Without a space behind a number; "B" is bytes only behind a space or a digit of a size in bytes.
 SUFFIXES = {"K": 1e3, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-_NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
+# Commas stand between thousands alone: "0,61" is half of something else.
+_NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,40})(?:\.\d+)?(?:e[+-]?\d{1,2})?"
 _FORM = re.compile(
     rf"^(?P<about>[~≈<>±]?)\s*(?P<sign>[-−+]?)\s*\$?(?P<one>{_NUMBER})(?P<s1>[KkMBT]?)\+?"
     rf"(?:\s*(?:-|–|to)\s*\$?(?P<two>{_NUMBER})(?P<s2>[KkMBT]?))?(?P<plus>\+?)\s*(?P<unit>.*)$"
@@ -108,17 +137,20 @@ def parse(text: str, default_unit: str | None = None) -> Quantity:
     """The quantity that a text stands for.
 
     Args:
-      text: a number or a range, with "~", "+", thousands' commas, K M B T, and a unit.
+      text: a number or a range, with "~", "±", "+", thousands' commas, K M B T, and a unit.
       default_unit: for a number without one; None: it needs one.
 
     Raises:
       UnknownUnit: not a number, or a unit that is not in UNITS.
     """
-    plain = " ".join(str(text).replace("**", "").split())
+    plain = " ".join(str(text).replace("**", "").replace("+/-", "±").split())
     found = _FORM.match(plain)
     if found is None:
         raise UnknownUnit(f"expected a number with a unit, found {plain!r}")
     unit = found["unit"].strip()
+    about = 0.0
+    if margin := re.fullmatch(rf"±\s*({_NUMBER})\s*(.*)", unit):
+        about, unit = float(margin[1].replace(",", "")), margin[2]
     if "$" in plain and unit.startswith("/"):
         unit = f"${unit}"  # "$0.59/h" for "0.59 $/h"
     suffixes = [found["s1"], found["s2"] or ""]
@@ -136,7 +168,8 @@ def parse(text: str, default_unit: str | None = None) -> Quantity:
     for number, suffix in ((found["one"], suffixes[0] or shared), (found["two"], suffixes[1])):
         if number is not None:
             factor = SUFFIXES.get(suffix, 1.0)
-            value, half = float(number.replace(",", "")) * factor, half_digit(number) * factor
+            value = float(number.replace(",", "")) * factor
+            half = max(half_digit(number), about) * factor
             ends.append((value - half, value + half))
     low, high = ends[0][0] * least, ends[-1][1] * most
     nominal = sum(map(sum, ends)) / (2 * len(ends)) * least
@@ -144,11 +177,30 @@ def parse(text: str, default_unit: str | None = None) -> Quantity:
         low, high, nominal = -high, -low, -nominal
     if found["about"] in ("~", "≈"):
         low, high = low - 0.05 * abs(low), high + 0.05 * abs(high)
-    if "+" in plain[1:].replace("e+", ""):
+    if "+" in plain[1:].replace("e+", "") or found["about"] == ">":
         high = math.inf
     if found["about"] == "<":
-        low = -math.inf if dimension == "number" else 1e-6 * high
+        low = 1e-6 * high
     return Quantity(low, high, dimension, plain, nominal)
+
+
+def base(dimension: str) -> tuple[float, Unit]:
+    """(factor to base units, their powers) of a dimension such as "bytes/s"."""
+    above, _, below = dimension.partition("/")
+    factor, powers = _MADE_OF[above][0], dict(_MADE_OF[above][1])
+    if below:
+        factor /= _MADE_OF[below][0]
+        for name, power in _MADE_OF[below][1].items():
+            powers[name] = powers.get(name, 0) - power
+    return factor, tuple(sorted((name, power) for name, power in powers.items() if power))
+
+
+def unit_words(unit: Unit) -> str:
+    """A unit by the name of its dimension, or by its powers: "bytes/s", "bytes^2"."""
+    for dimension in dict.fromkeys(dimension for dimension, *_ in UNITS.values()):
+        if base(dimension) == (1, unit):
+            return "plain numbers" if dimension == "number" else dimension
+    return " ".join(f"{name}^{power}" for name, power in unit)
 
 
 def words(value: float, dimension: str) -> str:

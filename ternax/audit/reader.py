@@ -12,9 +12,9 @@ import yaml
 
 from ternax import configs
 from ternax.anatomy import Shape
-from ternax.audit import markdown_tables
+from ternax.audit import markdown_tables, references
 from ternax.audit.claims import Case, Claim, Model, Table
-from ternax.audit.fields import COUNTS, QUANTITIES, SETTINGS, WORDS
+from ternax.audit.fields import COUNTS, MAY_BE_ZERO, QUANTITIES, SETTINGS, WORDS
 from ternax.audit.nodes import Leaf, Source, near, place
 from ternax.audit.quantities import Quantity, UnknownUnit, parse
 from ternax.config import ModelConfig
@@ -71,14 +71,13 @@ class _Reader(Source):
             tables = [self.table(entry) for entry in self.sequence(head["tables"][1], "tables")]
         if not tables:
             raise self.refuse(line, column, "expected at least one table of claims")
+        tables = [(name, [shared | row for row in rows]) for name, rows in tables]
+        references.check(self, [row for _, rows in tables for row in rows])
         return Case(
             title[0],
             source[0],
             int(year[0]),
-            tuple(
-                Table(name, tuple(self.claim(shared | row) for row in rows))
-                for name, rows in tables
-            ),
+            tuple(Table(name, tuple(self.claim(row) for row in rows)) for name, rows in tables),
         )
 
     def table(self, node: yaml.Node) -> tuple[str, list[dict[str, Leaf]]]:
@@ -97,12 +96,16 @@ class _Reader(Source):
         return name, [shared | self.leaves(row, "row") for row in rows]
 
     def model(self, name: str, values: dict[str, Leaf], place: tuple[int, int]) -> None:
-        """`config: 70b`, or `parameters: 24B`, or the fields of a shape; overrides of a config."""
+        """`config: 70b`, or `parameters: 24B`, or the fields of a shape; overrides of a config.
+
+        A mixture of experts is `parameters: 46.7B, active: 12.9B`.
+        """
         fields = {f.name: f for f in dataclasses.fields(Shape) if f.name != "name"}
         numbers: dict[str, Any] = {}
         for key, (text, line, column) in values.items():
-            if key not in (*fields, "config", "parameters"):
-                close = near(key, [*fields, "config", "parameters"])
+            legal = (*fields, "config", "parameters", "active")
+            if key not in legal:
+                close = near(key, legal)
                 raise self.refuse(line, column, f"no field of a model is named {key!r}; {close}")
             if key in fields:
                 boolean = fields[key].type is bool
@@ -110,19 +113,31 @@ class _Reader(Source):
                     kind = "true or false" if boolean else "a whole number"
                     raise self.refuse(line, column, f"{key}: expected {kind}, found {text!r}")
                 numbers[key] = text == "true" if boolean else int(text)
+        if "active" in values and values.keys() != {"active", "parameters"}:
+            raise self.refuse(*values["active"][1:], "active: expected beside parameters, alone")
         try:
             if "config" in values:
                 base = Shape.of(configs.get_config(values["config"][0]))
                 shape = dataclasses.replace(base, **numbers)
             elif "parameters" in values and not numbers:
                 count = self.quantity("parameters", values["parameters"])
-                self.models[name] = Model(name, count.nominal)
+                active = None
+                if "active" in values:
+                    active = self.quantity("parameters", values["active"], "active").nominal
+                    if not 0 < active <= count.nominal:
+                        why = (
+                            f"active: expected at most {count.text}, found {values['active'][0]!r}"
+                        )
+                        raise self.refuse(*values["active"][1:], why)
+                self.models[name] = Model(name, count.nominal, active=active)
                 return
             else:
                 shape = Shape(name=name, **numbers)
         except (UsageError, TypeError) as error:
             why = str(error).replace("Shape.__init__() missing", "a shape lacks")
             raise self.refuse(*place, f"{name}: {why}") from error
+        if shape.projection_parameters == 0:
+            raise self.refuse(*place, f"{name}: a shape without weights")
         self.models[name] = Model(name, shape.parameters, shape)
 
     def device(self, name: str, values: dict[str, Leaf], place: tuple[int, int]) -> None:
@@ -132,9 +147,9 @@ class _Reader(Source):
         found = {}
         for key, leaf in values.items():
             if key in known:
-                found[key] = self.quantity(known[key], leaf)
+                found[key] = self.quantity(known[key], leaf, key)
             elif key in ("fp32", "tf32", "fp16", "fp8", "int8", "int4", "fp4"):
-                peaks[key] = self.quantity("peak", leaf).nominal / 1e12
+                peaks[key] = self.quantity("peak", leaf, key).nominal / 1e12
             else:
                 raise self.refuse(*leaf[1:], f"no field of a device is named {key!r}")
         for key in ("bandwidth", "memory"):
@@ -146,7 +161,8 @@ class _Reader(Source):
             name=name,
             title=name,
             year=0,
-            memory_gb=found["memory"].nominal / 2**30,
+            # As in the catalogue: GB as advertised, GiB as they are.
+            memory_gb=found["memory"].nominal / (2**30 if "iB" in found["memory"].text else 1e9),
             bandwidth_gb_per_s=found["bandwidth"].nominal / 1e9,
             peak_tflops=peaks,
             watts=found["watts"].nominal if "watts" in found else 0.0,
@@ -166,9 +182,13 @@ class _Reader(Source):
                     quantities[name] = self.quantity(name, (text, line, column))
             elif name in SETTINGS:
                 self.check_word(name, text, line, column)
+                if name == "other_price":
+                    self.quantity("price", (text, line, column), name)
                 settings[name] = text
             else:
                 close = near(name, [*QUANTITIES, *SETTINGS])
+                if re.match(r"\d\d\d", name):
+                    close = "between braces a number with a comma stands in quotes"
                 raise self.refuse(line, column, f"no field is named {name!r}; {close}")
         found = {}
         for name, find in (("model", self.find_model), ("device", self.find_device)):
@@ -183,6 +203,11 @@ class _Reader(Source):
         for name in ("cheaper_than", "faster_than"):
             if name in settings:
                 found["rival"] = self.named(self.find_device, row[name])
+        shape = found["model"].shape if "model" in found else None
+        if "layers" in settings and shape and int(settings["layers"]) > shape.num_layers:
+            _, line, column = row["layers"]
+            why = f"layers: {shape.name} has {shape.num_layers}, found {settings['layers']}"
+            raise self.refuse(line, column, why)
         place = f"line {where[1]}"
         return Claim(
             place,
@@ -196,26 +221,32 @@ class _Reader(Source):
         )
 
     def check_word(self, name: str, text: str, line: int, column: int) -> None:
-        if name in COUNTS and not re.fullmatch(r"[1-9]\d*", text):
-            raise self.refuse(line, column, f"{name}: expected a whole number, found {text!r}")
+        if name in COUNTS and not re.fullmatch(r"[1-9]\d{0,11}", text):
+            if (name, text) != ("batch", "best"):
+                what = "a whole number or best" if name == "batch" else "a whole number"
+                raise self.refuse(line, column, f"{name}: expected {what}, found {text!r}")
         if name in WORDS and text not in WORDS[name]:
             legal = ", ".join(WORDS[name])
             raise self.refuse(line, column, f"{name}: expected one of {legal}, found {text!r}")
 
-    def quantity(self, name: str, leaf: Leaf) -> Quantity:
+    def quantity(self, name: str, leaf: Leaf, called: str = "") -> Quantity:
+        """A quantity of the dimension of a field; `called` so in what is refused."""
         text, line, column = leaf
         field = QUANTITIES[name]
+        called = called or name
+        if field.dimensions == ("number",):
+            text = re.sub(r"(?<=\d) (?=[KMBT]$)", "", text)  # "6.74 B": a count, not bytes
         try:
             found = parse(text, field.unit)
         except UnknownUnit as error:
-            raise self.refuse(line, column, f"{name}: {error}") from error
+            raise self.refuse(line, column, f"{called}: {error}") from error
         if "*" not in field.dimensions and found.dimension not in field.dimensions:
             wanted = " or ".join(field.dimensions)
             raise self.refuse(
-                line, column, f"{name}: expected {wanted}, found {found.dimension} ({text})"
+                line, column, f"{called}: expected {wanted}, found {found.dimension} ({text})"
             )
-        if found.low <= 0 and found.dimension != "number":
-            raise self.refuse(line, column, f"{name}: expected more than zero, found {text!r}")
+        if found.low <= 0 and name not in MAY_BE_ZERO:
+            raise self.refuse(line, column, f"{called}: expected more than zero, found {text!r}")
         return found
 
     def named(self, find, leaf: Leaf):

@@ -1,5 +1,7 @@
 """An audit as Markdown: counts, then each table with verdict and arithmetic."""
 
+import html
+
 from ternax.audit.judge import Audit, Judged
 
 _HEAD = """# Audit
@@ -24,10 +26,11 @@ def summary(audit: Audit) -> str:
 
 
 def _case(audit: Audit) -> list[str]:
-    lines = [f"## {audit.case.title}", "", f"{audit.case.source}, {audit.case.year}.", ""]
-    lines += [summary(audit).removeprefix(f"{audit.case.title}: ") + ".", ""]
+    case = audit.case
+    lines = [f"## {_cell(case.title)}", "", f"{_cell(case.source)}, {case.year}.", ""]
+    lines += [summary(audit).removeprefix(f"{case.title}: ") + ".", ""]
     for name, rows in audit.tables:
-        lines += [f"### {name}", "", "| claim | verdict | arithmetic |", "|---|---|---|"]
+        lines += [f"### {_cell(name)}", "", "| claim | verdict | arithmetic |", "|---|---|---|"]
         lines += [_row(judged) for judged in rows]
         lines.append("")
     return lines
@@ -44,4 +47,5 @@ def _row(judged: Judged) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    """Text for a cell: no markup of its own, since it comes from a file of claims."""
+    return " ".join(html.escape(text, quote=False).replace("|", "\\|").split())

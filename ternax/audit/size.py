@@ -1,17 +1,23 @@
 """Checks of counts and bytes: parameters, sizes of files and memory, caches, what fits."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from ternax.audit.claims import Claim
 from ternax.audit.findings import Finding, at_least, equals, nearest
 from ternax.audit.quantities import Quantity, plain, words
-from ternax.audit.subject import readings, shape_of, tables_of, whose
+from ternax.audit.subject import load_of, peak_of, readings, shape_of, tables_of, whose
+from ternax.configs.hardware import Device
 from ternax.formats import FORMATS, TRIT_ENTROPY_BITS, Format
-from ternax.roofline import resident_bytes
+from ternax.roofline import decode_step, resident_bytes
 
 # Bytes a parameter of a method of training: AdamW in mixed precision keeps 2 for weights, 2
 # for gradients, 4 for a master copy, 8 for moments (arXiv:1910.02054); LoRA keeps the weights.
+# Parameters of embedding and head of a model of which only a count is known: at most a third
+# of it, and 262,144 rows of 8,192; and what other formats mixed in may add to its file.
+MOST_TABLES = 2 * 262_144 * 8_192
+MIXED = 1.1
 TRAINING_BYTES = {"full": 16.0, "lora": 2.0, "qlora": 4.5 / 8}
 
 
@@ -62,8 +68,22 @@ def stored(claim: Claim) -> Iterator[Finding]:
         how = (
             f"{words(claim.model.parameters, 'number')} x {plain(weights.bits_per_weight)} bits / 8"
         )
-        for claimed in filter(None, (size, memory)):
-            yield at_least(claimed, floor, how, "the tables are stored like the rest")
+        alike = "the tables are stored like the rest"
+        if memory is not None:
+            yield at_least(memory, floor, how, alike)
+        if size is not None:
+            count = claim.model.parameters
+            tables = min(count / 3, MOST_TABLES)
+            wider = max(0.0, 32 - weights.bits_per_weight) / 8 * tables
+            formats = [
+                (count * f.bits_per_weight / 8, f"that of {f.name}") for f in FORMATS.values()
+            ]
+            found = at_least(size, floor, how, alike)
+            if found.verdict == "impossible" or size.low > MIXED * (floor + wider):
+                assumes = f"tables up to fp32, {100 * (MIXED - 1):.0f} % for what is mixed in"
+                most = MIXED * (floor + wider)
+                found = equals(size, floor, how, high=most, instead=formats, assumes=assumes)
+            yield found
         return
     if size is not None:
         given = [claim.tables] if claim.tables else [weights, FORMATS["fp16"], FORMATS["fp32"]]
@@ -101,6 +121,19 @@ def cache(claim: Claim) -> Iterator[Finding]:
         one * tokens,
         f"{how} = {words(one, 'bytes')} a token, x {tokens:,}",
         instead=[(one / 2 * tokens, f"that of 8 bits, not {kv}")],
+    )
+
+
+def tables_share(claim: Claim) -> Iterator[Finding]:
+    """How much of what is stored embedding and head are."""
+    claimed, shape = claim.quantities.get("tables_share"), shape_of(claim)
+    if claimed is None or shape is None or claim.weights is None or not shape.vocab_size:
+        return
+    table = tables_of(claim)
+    part = (1 if shape.tie_embeddings else 2) * shape.table_bytes(table)
+    whole = _whole(shape, claim.weights, table)
+    yield equals(
+        claimed, part / whole, f"{words(part, 'bytes')} of tables / {words(whole, 'bytes')} in all"
     )
 
 
@@ -148,12 +181,12 @@ def fits(claim: Claim) -> Iterator[Finding]:
     count = claim.count("devices")
     room = count * device.memory_bytes_at_most
     said = f"needs {words(need, 'bytes')}, {count} x {device.title} has {plain(device.memory_gb)}"
-    said += " GB, read as 2**30 bytes each"
+    said += f" GB, read as 2**30 bytes each{_tokens_beside(claim, device)}"
     wanted = claim.settings.get("fits")
     over = Finding("impossible", f"{said}: {plain(need / room)} times too much")
     if wanted is None:
         if need > room and not claim.quantities.keys().isdisjoint(("tokens_per_s", "latency")):
-            yield over
+            yield Finding("impossible", f"{over.text}; {_enough(claim, device, need)}")
     elif wanted == "yes" and need > room:
         method = claim.settings.get("training")
         for other, nbytes in TRAINING_BYTES.items():
@@ -177,4 +210,27 @@ def fits(claim: Claim) -> Iterator[Finding]:
         yield Finding("possible", said)
 
 
-CHECKS = (parameters, stored, cache, bits, fits)
+def _tokens_beside(claim: Claim, device: Device) -> str:
+    """How many tokens of cache fit beside the weights, in words; "" where that is unknown."""
+    load, batch = load_of(claim), claim.count("batch")
+    if load is None or not load.kv_bytes_per_token or "training" in claim.settings:
+        return ""
+    free = claim.count("devices") * device.memory_gb * 1e9 - load.weight_bytes
+    tokens = int(free / load.kv_bytes_per_token)
+    if tokens <= 0:
+        return ""
+    each = f", {tokens // batch:,} for each of {batch} sequences" if batch > 1 else ""
+    return f"; {tokens:,} tokens of cache fit beside the weights{each}"
+
+
+def _enough(claim: Claim, device: Device, need: float) -> str:
+    """How many devices hold it, and how fast one sequence is on them at most."""
+    load, count = load_of(claim), math.ceil(need / device.memory_bytes_at_most)
+    peak = peak_of(claim, device)
+    if load is None or peak is None:
+        return f"{count} hold it"
+    step = decode_step(load, device.bandwidth_gb_per_s, peak[0], devices=count)
+    return f"{count} hold it, at most {words(step.tokens_per_s, 'tokens/s')} for one sequence"
+
+
+CHECKS = (parameters, stored, cache, tables_share, bits, fits)

@@ -7,6 +7,7 @@ import dataclasses
 
 from ternax.anatomy import Shape
 from ternax.audit.claims import Claim
+from ternax.audit.quantities import words
 from ternax.configs.hardware import Device
 from ternax.formats import FORMATS, Format
 from ternax.roofline import Load
@@ -14,6 +15,8 @@ from ternax.roofline import Load
 TERNARY = ("trit2", "i2_s", "tl2", "tq1_0", "tq2_0", "base3", "sherry")
 # Operands below 8 bits need weights and activations made for them.
 NARROW = ("int4", "fp4")
+# Share of the bandwidth bound that ordinary programs reach (`experiments.validate`).
+ORDINARY = 0.5
 
 
 def shape_of(claim: Claim) -> Shape | None:
@@ -43,11 +46,13 @@ def load_of(claim: Claim) -> Load | None:
         return shape.load(
             claim.weights.name, embedding=table, head=table, kv=claim.settings.get("kv", "fp16")
         )
-    count = claim.model.parameters
+    count = claim.model.active or claim.model.parameters
+    nbytes = claim.weights.bits_per_weight / 8
     return Load(
-        projection_bytes=count * claim.weights.bits_per_weight / 8,
+        projection_bytes=count * nbytes,
         head_bytes=0.0,
-        embedding_bytes=0.0,
+        # Experts that no token chose are there and not read, as an embedding's other rows.
+        embedding_bytes=(claim.model.parameters - count) * nbytes,
         embedding_row_bytes=0.0,
         kv_bytes_per_token=0.0,
         activation_bytes=0.0,
@@ -79,6 +84,9 @@ def whose(claim: Claim) -> str:
     """The model's name for a sentence: "70b in trit2 with tables in fp16"."""
     assert claim.model is not None and claim.weights is not None
     name, shape = f"{claim.model.name} in {claim.weights.name}", shape_of(claim)
+    if claim.model.active is not None:
+        active, whole = (words(n, "number") for n in (claim.model.active, claim.model.parameters))
+        return f"{name} ({active} of {whole} parameters active)"
     if shape is None:
         return name
     if shape.vocab_size == 0:
@@ -92,7 +100,7 @@ def readings(shape: Shape) -> list[tuple[str, Shape]]:
     for kv, heads in (("as many kv heads as heads", shape.num_heads), ("", shape.num_kv_heads)):
         for mlp, matrices in (("an MLP without its gate", 2), ("", shape.mlp_matrices)):
             for tables, rows in (("no embedding and no head", 0), ("", shape.vocab_size)):
-                changed = [words for words in (kv, mlp, tables) if words]
+                changed = [change for change in (kv, mlp, tables) if change]
                 other = dataclasses.replace(
                     shape, num_kv_heads=heads, mlp_matrices=matrices, vocab_size=rows
                 )

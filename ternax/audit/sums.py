@@ -6,70 +6,16 @@ Numbers are intervals, as written; a sum is right when its interval meets the cl
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from ternax import roofline
+from ternax.audit.arithmetic import AVERAGES, NotArithmetic, Rows, evaluate, references
 from ternax.audit.claims import Claim
-from ternax.audit.findings import Finding, equals
-from ternax.audit.quantities import Quantity, UnknownUnit, parse, plain, words
-from ternax.audit.subject import load_of, peak_of, readings, shape_of, tables_of
+from ternax.audit.findings import Finding, equals, shown
+from ternax.audit.quantities import Quantity, base, plain, unit_words, words
+from ternax.audit.subject import ORDINARY, load_of, peak_of, readings, shape_of, tables_of
 from ternax.errors import UsageError
 from ternax.formats import FORMATS, TRIT_ENTROPY_BITS, get_format
-
-Interval = tuple[float, float]
-# "id.field" -> the quantity there, and the verdict of its row.
-Rows = Mapping[str, tuple[Quantity, str]]
-
-
-class NotArithmetic(ValueError):
-    """An `of` that cannot be computed; the message says why."""
-
-
-def _apply(operator: str, a: Interval, b: Interval) -> Interval:
-    if operator == "/":
-        if b[0] <= 0 <= b[1]:
-            raise NotArithmetic("division by an interval that holds zero")
-        ends = [x / y for x in a for y in b]
-    elif operator == "*":
-        ends = [x * y for x in a for y in b]
-    else:
-        ends = [x + y if operator == "+" else x - y for x in a for y in b]
-    return min(ends), max(ends)
-
-
-def evaluate(text: str, rows: Rows) -> Interval:
-    """Left to right, * and / before + and -, operators between spaces; mean(a; b; c)."""
-    if found := re.fullmatch(r"mean\((.+)\)", text.strip()):
-        parts = [evaluate(part, rows) for part in found[1].split(";")]
-        return sum(p[0] for p in parts) / len(parts), sum(p[1] for p in parts) / len(parts)
-    tokens = re.split(r"\s+([-+*/])\s+", text.strip())
-    terms: list[Interval] = [_term(tokens[0], rows)]
-    signs = ["+"]
-    for operator, token in zip(tokens[1::2], tokens[2::2], strict=True):
-        if operator in "*/":
-            terms[-1] = _apply(operator, terms[-1], _term(token, rows))
-        else:
-            terms.append(_term(token, rows))
-            signs.append(operator)
-    total: Interval = (0.0, 0.0)
-    for sign, term in zip(signs, terms, strict=True):
-        total = _apply(sign, total, term)
-    return total
-
-
-def _term(token: str, rows: Rows) -> Interval:
-    if token in rows:
-        return rows[token][0].low, rows[token][0].high
-    if re.fullmatch(r"[A-Za-z_][\w-]*\.\w+", token):
-        raise NotArithmetic(f"no row has {token}; known: {', '.join(rows) or 'none'}")
-    try:
-        found = parse(token, "")
-    except UnknownUnit as error:
-        raise NotArithmetic(str(error)) from error
-    if re.fullmatch(r"\d+", token) and found.dimension == "number":
-        exact = float(token)  # a bare count, as in "x - 1"
-        return exact, exact
-    return found.low, found.high
 
 
 def result(claim: Claim, rows: Rows) -> Iterator[Finding]:
@@ -82,16 +28,25 @@ def result(claim: Claim, rows: Rows) -> Iterator[Finding]:
         yield _of_formats(claim, claimed, *formats.groups())
         return
     try:
-        low, high = evaluate(text, rows)
+        value = evaluate(text, rows)
     except NotArithmetic as error:
         yield Finding("unverifiable", f"{text}: {error}")
         return
-    yield equals(claimed, low, text, high=high, instead=_other_pairs(text, rows))
-    for token in re.split(r"\s+[-+*/]\s+|;", text.replace("mean(", "").rstrip(")")):
-        verdict = rows[token.strip()][1] if token.strip() in rows else "possible"
+    factor, unit = base(claimed.dimension)
+    if value.unit != unit:
+        found = f"{text} is in {unit_words(value.unit)}, {claimed.text} in {unit_words(unit)}"
+        if value.unit and unit:
+            yield Finding("mislabelled", f"{found}: another unit")
+        else:
+            yield Finding("unverifiable", f"{found}: expected one unit on both sides")
+        return
+    instead = [*_other_pairs(text, rows), *_other_averages(text, rows, factor)]
+    yield equals(claimed, value.low / factor, text, high=value.high / factor, instead=instead)
+    for name in (".".join(pair) for pair in references(text)):
+        said, verdict = rows[name]
         if verdict in ("mislabelled", "impossible"):
-            said = f"{token.strip()} = {rows[token.strip()][0].text} is itself {verdict}"
-            yield Finding("mislabelled", f"{said}: what follows from it is of something else")
+            text = f"{name} = {said.text} is itself {verdict}: what follows is of something else"
+            yield Finding("mislabelled", text)
 
 
 def _is_format(name: str) -> bool:
@@ -139,6 +94,18 @@ def _other_pairs(text: str, rows: Rows) -> list[tuple[float, str]]:
     ]
 
 
+def _other_averages(text: str, rows: Rows, factor: float) -> list[tuple[float, str]]:
+    """For mean(...) and median(...): what the other gives."""
+    found = re.match(rf"\s*({'|'.join(AVERAGES)})\(", text)
+    if found is None:
+        return []
+    out = []
+    for other in AVERAGES.keys() - {found[1]}:
+        value = evaluate(text.replace(found[1], other, 1), rows)
+        out.append(((value.low + value.high) / 2 / factor, f"the {other} of these"))
+    return out
+
+
 def energy(claim: Claim, rows: Rows) -> Iterator[Finding]:
     """tokens/s over watts is tokens a joule, whatever a table calls it."""
     del rows
@@ -154,11 +121,17 @@ def energy(claim: Claim, rows: Rows) -> Iterator[Finding]:
         yield equals(per_joule, low, f"{rate.text} / {power.text}", high=high)
     if "joules_per_token" in q:
         how = f"{power.text} / {rate.text}"
-        yield equals(q["joules_per_token"], 1 / high, how, high=1 / low)
+        most = power.high / rate.low
+        yield equals(q["joules_per_token"], power.low / rate.high, how, high=most)
     load, device = load_of(claim), claim.device
     if load is not None and device is not None and claim.settings.get("phase") == "decode":
         peak = peak_of(claim, device)
-        one = roofline.decode_step(load, device.bandwidth_gb_per_s, peak[0] if peak else math.inf)
+        one = roofline.decode_step(
+            load,
+            device.bandwidth_gb_per_s,
+            peak[0] if peak else math.inf,
+            devices=claim.count("devices"),
+        )
         least = roofline.joules_per_token(power.nominal, one.tokens_per_s)
         text = f"one sequence at its bound: {words(one.tokens_per_s, 'tokens/s')}"
         text += f", {words(1 / least, 'tokens/joule')}, {words(least, 'joules/token')}"
@@ -189,9 +162,15 @@ def money(claim: Claim, rows: Rows) -> Iterator[Finding]:
     load, device = load_of(claim), claim.device
     if cost is not None and load is not None and device is not None:
         peak = peak_of(claim, device)
-        one = roofline.decode_step(load, device.bandwidth_gb_per_s, peak[0] if peak else math.inf)
+        one = roofline.decode_step(
+            load,
+            device.bandwidth_gb_per_s,
+            peak[0] if peak else math.inf,
+            devices=claim.count("devices"),
+        )
         least = roofline.usd_per_million_tokens(price.nominal, one.tokens_per_s) / 1e6
-        text = f"one sequence at its bound pays {words(least, 'dollars/token')} at {price.text}"
+        text = f"one sequence at its bound pays {shown(cost, least)} at {price.text}, "
+        text += f"{shown(cost, least / ORDINARY)} at {100 * ORDINARY:.0f} % of it"
         yield Finding("possible", text)
 
 

@@ -86,6 +86,7 @@ def build(**start) -> str:
     data = {"tables": tables(), "start": START | start, "choices": CHOICES, "ranges": RANGES}
     made = f"Made by ternax {__version__} from its own tables of models, devices and formats"
     filled = {"data": json.dumps(data, separators=(",", ":")).replace("</", "<\\/"), "made": made}
+    filled |= {"keys": ", ".join(START)}
     names = ("page.css", "law.js", "charts.js", "page.js")
     filled |= {name: part(name).rstrip("\n") for name in names}
     text = part("page.html")

@@ -37,13 +37,22 @@ const nearest = (values, value) => values.reduce((best, one, index) =>
   Math.abs(Math.log(one / value)) < Math.abs(Math.log(values[best] / value)) ? index : best, 0);
 
 let setting = { ...start };
+let left_out = ""; // what the address asked for and is not there, in words
 
 // What the address says, where it says something that can be.
 function from_address() {
+  const refused = [];
   for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
-    if (name in choices) setting[name] = choices[name].find((one) => String(one) === text) ?? setting[name];
-    if (name in ranges) setting[name] = amount(name, text) ?? setting[name];
+    const value = Object.hasOwn(choices, name) ? choices[name].find((one) => String(one) === text)
+      : Object.hasOwn(ranges, name) ? amount(name, text) : null;
+    if (value !== undefined && value !== null) setting[name] = value;
+    else refused.push(`${name}=${text}`.slice(0, 40) + (Object.hasOwn(start, name) ? "" : " (no such key)"));
   }
+  const alone = possible(setting);
+  if (alone.devices !== setting.devices) refused.push(`devices=${setting.devices} (${alone.device} has no link)`);
+  setting = alone;
+  left_out = refused.length === 0 ? "" : `Left out of the address: ${refused.slice(0, 3).join(", ")}`
+    + `${refused.length > 3 ? ` and ${refused.length - 3} more` : ""}.`;
 }
 
 function amount(name, text) {
@@ -96,6 +105,7 @@ function possible(wanted) {
 
 function change(changes, typing) {
   setting = possible({ ...setting, ...changes });
+  left_out = "";
   history.replaceState(null, "", `#${new URLSearchParams(setting)}`);
   show(typing);
 }
@@ -111,8 +121,9 @@ function show_controls(typing) {
   by_id("devices").disabled = tables.devices[setting.device].link === null;
   const most = tables.models[setting.model].max_context;
   if (typing === undefined || by_id("message").textContent === "") {
-    by_id("message").textContent = setting.context > most
+    const past = setting.context > most
       ? `${setting.model} was made for ${digits(most)} positions: this context is past them.` : "";
+    by_id("message").textContent = [left_out, past].filter(Boolean).join(" ");
   }
 }
 
@@ -252,7 +263,6 @@ function show(typing) {
 
 make_controls();
 from_address();
-setting = possible(setting);
 show();
 addEventListener("resize", () => show_roofline(predict(tables, setting)));
-addEventListener("hashchange", () => { from_address(); setting = possible(setting); show(); });
+addEventListener("hashchange", () => { from_address(); show(); });

@@ -34,6 +34,16 @@ from ternax.audit.quantities import UNITS, UnknownUnit, half_digit, parse, plain
         ("**15GB**", None, 14.5e9, 15.5 * 2**30, "bytes"),
         ("989 TFLOP/s", None, 988.5e12, 989.5e12, "operations/s"),
         ("1.58 bits", None, 1.575, 1.585, "bits"),
+        ("61.53 ± 0.05", "tok/s", 61.48, 61.58, "tokens/s"),
+        ("61.5 +/- 1.2 tok/s", None, 60.3, 62.7, "tokens/s"),
+        ("41.35 ± 0.00 tok/s", None, 41.345, 41.355, "tokens/s"),
+        ("> 500 tok/s", None, 450, math.inf, "tokens/s"),
+        ("1,234,567.5 tok/s", None, 1_234_567.45, 1_234_567.55, "tokens/s"),
+        ("800.0 Gb/s", None, 99.99375e9, 100.00625e9, "bytes/s"),
+        ("21 PB/s", None, 20.5e15, 21.5e15, "bytes/s"),
+        ("12 ktok/s", None, 11_500, 12_500, "tokens/s"),
+        ("600.0 tok/min", None, 9.999166, 10.000833, "tokens/s"),
+        ("0.020 $/1K tokens", None, 19.5e-6, 20.5e-6, "dollars/token"),
     ],
 )
 def test_what_digits_stand_for(text, unit, low, high, dimension):
@@ -46,7 +56,10 @@ def test_what_digits_stand_for(text, unit, low, high, dimension):
     "text, why",
     [
         ("fast", "expected a number with a unit, found 'fast'"),
-        ("12 GW/s", "no unit is written 'GW/s' .* nearest: GB/s"),
+        ("0,61 GB", "no unit is written ',61 GB'"),
+        ("1,0745 tok/s", "no unit is written '5 tok/s'"),
+        ("1e400 GB", "no unit is written '0 GB'"),
+        ("12 GW/s", "no unit is written 'GW/s' .* nearest: .*GB/s"),
         ("12", "expected a unit behind '12'"),
         ("", "expected a number"),
     ],

@@ -53,6 +53,20 @@ def test_yaml(tmp_path):
     assert second.quantities["tokens_per_s"].nominal == 1000
 
 
+def test_counts_of_billions_behind_a_space(tmp_path):
+    """llama-bench writes "6.74 B" of parameters, which elsewhere are bytes."""
+    ((claim,),) = (table.claims for table in one(tmp_path, "{parameters: 6.74 B}").tables)
+    assert claim.quantities["parameters"].nominal == pytest.approx(6.74e9)
+
+
+@pytest.mark.parametrize("memory, most", [("44 GB", 44 * 2**30), ("23.20 GiB", 23.2 * 2**30)])
+def test_memory_of_a_device_is_read_as_the_catalogue_reads_it(tmp_path, memory, most):
+    row = "tables:\n  - name: a\n    rows:\n      - {device: d}\n"
+    head = f"{HEAD}devices:\n  d: {{bandwidth: 1 GB/s, memory: {memory}, int8: 1 TOPS}}\n"
+    ((claim,),) = (table.claims for table in read(file(tmp_path, head + row)).tables)
+    assert claim.device.memory_bytes_at_most == pytest.approx(most)
+
+
 MARKDOWN = """\
 ---
 title: t
@@ -100,12 +114,45 @@ def test_markdown(tmp_path):
         ("{memory: 15}", "line 7, column 18", "memory: expected a unit behind '15'"),
         ("{memory: 15 GX}", "line 7, column 18", "memory: no unit is written 'GX'"),
         ("{memory: 15 ms}", "line 7, column 18", "memory: expected bytes, found seconds"),
+        ("{devices_needed: 0}", "line 7, column 26", "devices_needed: expected more than zero"),
+        ("{other_price: 3 GB}", "line 7, column 23", "other_price: expected dollars/hour"),
+        ("{tokens_per_hour: 5 ± 5}", "line 7, column 27", "tokens_per_hour: expected more than"),
         ("{memory: 0 GB}", "line 7, column 18", "memory: expected more than zero, found '0 GB'"),
-        ("{batch: many}", "line 7, column 17", "batch: expected a whole number, found 'many'"),
+        (
+            "{batch: many}",
+            "line 7, column 17",
+            "batch: expected a whole number or best, found 'many'",
+        ),
+        (
+            "{tokens_per_s: 1,074 tok/s}",
+            "line 7, column 35",
+            "'074 tok/s'; between braces a number",
+        ),
+        ("{devices: best}", "line 7, column 19", "devices: expected a whole number, found 'best'"),
+        ("{batch: 1000000000000000}", "line 7, column 17", "batch: expected a whole number"),
+        ("{model: 8b, layers: 33}", "line 7, column 29", "layers: 8b has 32, found 33"),
         ("{phase: train}", "line 7, column 17", "phase: expected one of decode, prefill"),
         ("{model: [70b]}", "line 7, column 17", "row: model: expected one value, found a list"),
         ("[1, 2]", "line 7, column 9", "row: expected `name: value` lines"),
         ("{model: 70b, model: 8b}", "line 7, column 22", "model is given twice"),
+        ("{id: a}\n      - {id: a}", "line 8, column 14", "id: 'a' is that of line 7 already"),
+        ("{id: a, result: 1, of: a.result / 2}", "line 7, column 32", "row 'a' refers to itself"),
+        (
+            "{id: a, result: 1, of: b.result / 2}\n      - {id: b, result: 1, of: 2 * a.result}",
+            "line [78], column 3\\d",
+            "row '[ab]' refers to itself: [ab] of [ab] of [ab]",
+        ),
+        (
+            "{result: 1, of: a.size / 2}",
+            "line 7, column 25",
+            "no row has the id 'a'; no row has one",
+        ),
+        (
+            "{id: one, size: 1 GB}\n      - {result: 1, of: mean(on.size; 2 GB)}",
+            "line 8, column 25",
+            "no row has the id 'on'; nearest: one",
+        ),
+        ("{id: a}\n      - {result: 1, of: a.sizes / 2}", "line 8, column 25", "nearest: size"),
         ("{memory: 1 GB", r"line 8, column 1", "not YAML: "),
     ],
 )
@@ -128,6 +175,27 @@ def test_a_row_that_cannot_be_read(tmp_path, row, place, why):
             HEAD + "models:\n  a: {layers: 3}\n",
             "line 5, column 15",
             "no field of a model is named 'layers'",
+        ),
+        (
+            HEAD + "models:\n  a: {parameters: 0}\n",
+            "line 5, column 19",
+            "more than zero, found '0'",
+        ),
+        (
+            HEAD + "models:\n  a: {config: 8b, num_layers: 0}\n",
+            "line 5, column 6",
+            "a: a shape without weights",
+        ),
+        (HEAD + "models:\n  a: {active: 3B}\n", "line 5, column 15", "active: expected beside"),
+        (
+            HEAD + "models:\n  a: {config: 8b, active: 3B}\n",
+            "line 5, column 27",
+            "active: expected beside parameters, alone",
+        ),
+        (
+            HEAD + "models:\n  a: {parameters: 3B, active: 4B}\n",
+            "line 5, column 31",
+            "active: expected at most 3B, found '4B'",
         ),
         (HEAD + "models:\n  a: {hidden_size: 3}\n", "line 5, column 6", "a: a shape lacks"),
         (HEAD + "models:\n  a: {num_layers: x}\n", "line 5, column 19", "expected a whole number"),

@@ -33,7 +33,7 @@ def mine(tmp_path):
 def test_a_file_of_ones_own(mine, capsys):
     assert audit.main([str(mine)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("Mine: 3 rows: 1 impossible, 0 mislabelled, 1 possible, 1 unverifiable")
+    assert out.startswith("Mine: 3 rows: 1 impossible, 0 mislabelled, 1 unverifiable, 1 possible")
     assert "impossible    70b, h100, 25" in out
     assert "too little to judge: tokens_per_s needs device, weights" in out
     assert "8b, h100" not in out
@@ -55,6 +55,19 @@ def test_a_page(mine, tmp_path, capsys):
     gone = tmp_path / "no" / "page.md"
     assert audit.main([str(mine), f"--output={gone}"]) == 6
     assert "cannot be written: No such file" in capsys.readouterr().err
+
+
+def test_markup_in_a_claim_stays_text(mine, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    says = "<script>alert(1)</script> & more"
+    changed = CLAIMS.replace("title: Mine", "title: 'Mine <b>'").replace(
+        "{model: 8b, tokens_per_s: 150}", f"{{says: '{says}', model: 8b, tokens_per_s: 150}}"
+    )
+    mine.write_text(changed)
+    assert audit.main([str(mine), f"--output={page}"]) == 0
+    text = page.read_text()
+    assert "| &lt;script&gt;alert(1)&lt;/script&gt; &amp; more |" in text
+    assert "<script" not in text and "## Mine &lt;b&gt;" in text
 
 
 def test_a_check_for_ci(mine, capsys):
@@ -91,10 +104,17 @@ def test_the_example_of_the_guide(tmp_path, capsys):
 
 
 def test_every_field_is_in_the_guide():
+    """With its meaning, its unit and what it is judged with, as `ternax.audit.fields` has them."""
     from ternax.audit.fields import QUANTITIES, SETTINGS
 
-    guide = (ROOT / "docs" / "audit.md").read_text()
-    assert [name for name in (*QUANTITIES, *SETTINGS) if f"| `{name}` |" not in guide] == []
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in SETTINGS.items()]
+    for name, field in QUANTITIES.items():
+        bare = field.unit or ("a bare number" if field.unit == "" else "needs a unit")
+        unit = f"{', '.join(field.dimensions)}; {bare}".replace("*", "any")
+        needs = ", ".join(f"`{need.replace(' or ', '` or `')}`" for need in field.needs) or "alone"
+        rows.append(f"| `{name}` | {field.meaning} | {unit} | {needs} |")
+    guide = (ROOT / "docs" / "audit.md").read_text().splitlines()
+    assert [row for row in rows if row not in guide] == []
 
 
 def test_no_jax_and_at_once():

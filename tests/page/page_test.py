@@ -1,6 +1,7 @@
 """The page as people get it: opened in a real browser, without a network."""
 
 import json
+import pathlib
 import re
 
 import pytest
@@ -40,6 +41,12 @@ def test_one_small_file_that_loads_nothing():
     assert "{{" not in text
     assert not re.search(r"<(link|img|iframe)\b|\bsrc=|@import|url\(|fetch\(|import\(", text)
     assert re.search(r"Content-Security-Policy\" content=\"default-src 'none'", text)
+
+
+def test_the_readme_says_how_large_it_is():
+    root = pathlib.Path(__file__).resolve().parents[2]
+    size = len((root / "docs" / "roofline.html").read_bytes())
+    assert f"one file of {size / 1000:.0f} kB" in (root / "README.md").read_text()
 
 
 def test_what_it_starts_with():
@@ -83,6 +90,36 @@ def test_what_is_shown_is_what_python_says(browser, address):
                 assert float(text) == pytest.approx(value, rel=1e-6), (setting, name)
     assert browser.problems == []
     assert {request.partition("?")[0] for request in browser.requests} == {address}
+
+
+@in_browser
+@pytest.mark.parametrize(
+    "address_says, told",
+    [
+        ("batch=4&context=512", ""),
+        ("batch=4&colour=red", "Left out of the address: colour=red (no such key)."),
+        ("batch=4&model=70c&toString=1", "model=70c, toString=1 (no such key)."),
+        ("batch=4&efficiency=2&context=0.5", "efficiency=2, context=0.5."),
+        ("batch=4&device=m2-ultra&devices=8", "devices=8 (m2-ultra has no link)."),
+        ("batch=4&a=1&b=2&c=3&d=4&e=5", "c=3 (no such key) and 2 more."),
+    ],
+)
+def test_what_the_address_asks_for_and_is_not_there_is_told(browser, address, address_says, told):
+    browser.open(f"{address}?{address_says}#{address_says}")
+    message = "document.getElementById('message').textContent"
+    assert browser.run(f"[setting.batch, {message}]")[0] == 4
+    assert browser.run(message).endswith(told) and bool(told) == bool(browser.run(message))
+    assert browser.run("document.getElementById('message').offsetHeight > 0") == bool(told)
+    browser.run("change({ batch: 8 })")
+    assert browser.run(message) == "" and browser.problems == []
+
+
+def test_the_page_and_the_gallery_name_the_keys_of_the_address():
+    keys = ", ".join(page.START)
+    assert f"keys, behind # and with &amp; between: {keys};" in page.build()
+    gallery = pathlib.Path(__file__).resolve().parents[2] / "docs" / "gallery.md"
+    named = re.search(r"Keys of\s+its address: (.*?);", gallery.read_text(), re.S)[1]
+    assert re.findall(r"`(\w+)`", named) == list(page.START)
 
 
 @in_browser
