@@ -16,6 +16,7 @@ LAYERS = (
     (
         "ternax.kernels",
         "ternax.counter_hash",
+        "ternax.drawing",
         "ternax.errors",
         "ternax.estimate",
         "ternax.interrupt",
@@ -37,8 +38,9 @@ LAYERS = (
         "ternax.sampling",
     ),
     ("ternax.anatomy", "ternax.configs", "ternax.heldout"),
-    ("ternax.audit", "ternax.prediction", "ternax.quantized"),
+    ("ternax.audit", "ternax.prediction", "ternax.quantized", "ternax.shapes"),
     ("ternax.levers", "ternax.noise", "ternax.page", "ternax.validation"),
+    ("ternax.planner",),
     ("ternax.quant",),
     ("ternax.nn",),
     ("ternax.models",),
