@@ -35,6 +35,13 @@ METRICS: dict[str, Metric] = {
     "fixed_error_ms": Metric("ms", "standard error of fixed_ms"),
     "streaming_gb_per_s": Metric("1e9 bytes/s", "bytes a step reads over the time they add"),
     "worst_residual_share": Metric("fraction", "largest distance of a step from the line"),
+    # Along one axis of a sweep: a line through the step times, and steps beside the first.
+    "slope_ms": Metric("ms", "what a step takes longer for one more of the axis"),
+    "slope_error_ms": Metric("ms", "standard error of slope_ms"),
+    "tpot_ms_low": Metric("ms", "lower end of the 95 % interval of an extrapolated step"),
+    "tpot_ms_high": Metric("ms", "upper end of that interval"),
+    "multiplier": Metric("", "tokens_per_s over that of the axis' smallest value"),
+    "knee_batch": Metric("count", "rows whose own time is as long as what all rows share"),
     # Loading a stored model, beside reading its files in the same round.
     "file_bytes": Metric("bytes", "the files of a stored model"),
     "file_read_s": Metric("s", "one read of these files from the page cache, median"),

@@ -58,8 +58,8 @@ LAYERS = (
     ("ternax.decoding",),
     ("ternax.peer",),
     ("ternax.comparison", "ternax.crash"),
-    ("ternax.scheme_speed",),
-    ("ternax.card",),
+    ("ternax.scheme_speed", "ternax.sweep"),
+    ("ternax.card", "ternax.curves"),
     ("ternax.experiments",),
 )
 RANK = {entry: rank for rank, entries in enumerate(LAYERS) for entry in entries}
