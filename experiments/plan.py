@@ -14,7 +14,7 @@ import sys
 from ternax import drawing, planner, validation
 from ternax.configs.hardware import DEVICES, Device, get_device
 from ternax.errors import UsageError
-from ternax.experiments import flags
+from ternax.experiments import config_flag, flags
 from ternax.formats import get_format
 from ternax.planner import OBJECTIVES, Efficiency, Layout, Terms
 from ternax.record import Record, open_store
@@ -83,16 +83,6 @@ def plan_flags(define):
         default_text="a new directory under runs/",
     )
     define.boolean("debug", "show the traceback of an error")
-
-
-def numbers(flag: str, text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
-    """--flag=1,2,4 as numbers from 1 up."""
-    if text is None:
-        return default
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() and int(word) for word in words):
-        raise UsageError(f"--{flag} must be numbers from 1 up behind commas, found {text!r}")
-    return tuple(dict.fromkeys(map(int, words)))
 
 
 def devices_of(text: str | None, ranked: bool) -> list[Device]:
@@ -296,7 +286,7 @@ def plan(args) -> None:
     lacking = [d.name for d in devices if d.usd_per_h is None and terms.usd_per_h is None]
     if objective in ("cost", "price") and lacking and args.device not in (None, "all"):
         raise UsageError(f"no price of {', '.join(lacking)} is known; give --usd_per_hour")
-    counts = numbers("devices", args.devices, planner.TENSOR if objective else (1,))
+    counts = config_flag.counts("devices", args.devices, planner.TENSOR if objective else (1,))
     if max(counts) > 1 and args.device not in (None, "all"):
         lonely = [device.name for device in devices if device.fastest_link is None]
         if lonely and args.tensor != "1":
@@ -310,10 +300,12 @@ def plan(args) -> None:
             tables=get_format(args.tables).name,
             kv=get_format(args.kv).name,
             counts=counts,
-            tensor=numbers("tensor", args.tensor, planner.TENSOR)
+            tensor=config_flag.counts("tensor", args.tensor, planner.TENSOR)
             if args.tensor or objective
             else None,
-            batches=numbers("batch", args.batch, planner.BATCHES if args.objective else (1,)),
+            batches=config_flag.counts(
+                "batch", args.batch, planner.BATCHES if args.objective else (1,)
+            ),
             context=args.context,
             efficiency=efficiency,
             terms=terms,

@@ -38,6 +38,7 @@ PHASES = (
     "plan",
     "convert",
     "noise",
+    "serve",
 )
 KINDS = ("measured", "extrapolated", "predicted")
 
