@@ -16,5 +16,7 @@ def pyplot():
 
 
 def said(picture) -> str:
-    """What stands behind "wrote results.json": the picture, or why there is none."""
-    return f" and {picture}" if picture else f"; {MISSING}"
+    """What stands behind "wrote results.json": the picture, or what it takes to have one."""
+    if picture:
+        return f" and {picture}"
+    return "" if pyplot() else f"; {MISSING}"  # nothing to draw, or nothing to draw with
