@@ -20,6 +20,8 @@ class Local:
     """A model on the first device. Requests under way together are rows of one batch, which
     begin and end together; stop tokens are ignored, so that lengths are as asked for."""
 
+    here = True
+
     def __init__(
         self,
         model: Decoder,

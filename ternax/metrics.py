@@ -59,6 +59,8 @@ METRICS: dict[str, Metric] = {
     "joules": Metric("J", "energy over the timed steps"),
     "joules_per_token": Metric("J/token", "energy over the timed steps by tokens generated"),
     "watts": Metric("W", "mean power over the timed steps"),
+    "temperature_c": Metric("deg C", "of the hottest GPU, the most that was sampled"),
+    "utilization_share": Metric("fraction", "time that a kernel ran, by NVML, mean of GPUs"),
     # The model.
     "parameters": Metric("count", "all parameters"),
     "ternary_parameters": Metric("count", "parameters of the projections the scheme packs"),

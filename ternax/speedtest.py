@@ -16,6 +16,7 @@ from ternax import measure, roofline
 from ternax.endpoint import Endpoint
 from ternax.errors import UsageError
 from ternax.metrics import METRICS
+from ternax.power import power_meter
 from ternax.prompts import Workload, filler
 from ternax.record import Record, Store
 from ternax.reply import Reply
@@ -35,6 +36,10 @@ class Target(Protocol):
     def common(self) -> dict[str, Any]:
         """Fields that all its records share."""
 
+    @property
+    def here(self) -> bool:
+        """Whether it runs on this machine's devices, whose energy can be read."""
+
     def ask(self, workload: Workload, concurrency: int, first: int, count: int) -> list[Reply]:
         """`count` requests, so many under way together; `first` numbers them."""
 
@@ -48,6 +53,7 @@ class Remote:
 
     endpoint: Endpoint
     common: dict[str, Any]
+    here: bool = False
 
     @property
     def name(self) -> str:
@@ -120,7 +126,7 @@ def _point(
 ) -> Record:
     cold = target.ask(workload, concurrency, first, concurrency)
     count = -(-test.requests // concurrency) * concurrency
-    with measure.energy_meter() as meter:
+    with power_meter() as meter:
         warm = target.ask(workload, concurrency, first + concurrency, count)
     metrics = summary(warm, concurrency)
     errors = dict.fromkeys(reply.error for reply in warm if reply.error)
@@ -131,11 +137,10 @@ def _point(
     notes = [f"failed: {error}" for error in errors]
     if metrics["completed"]:
         metrics |= _beside(test, target, workload, concurrency, metrics)
-        if meter.joules is None:
-            notes.append("energy: this machine does not tell")
-        else:
-            metrics["joules"] = meter.joules
-            metrics["joules_per_token"] = meter.joules / metrics["total_output_tokens"]
+        if target.here:  # what another machine uses is not known here
+            tokens, seconds = metrics["total_output_tokens"], metrics["duration"]
+            metrics |= meter.metrics(tokens=tokens, seconds=seconds)
+            notes.append(meter.note)
     return Record(
         experiment="speedtest",
         phase="serve",

@@ -46,6 +46,7 @@ class Scripted:
 
     name = "scripted"
     common = COMMON
+    here = False
 
     def __init__(self):
         self.asked = []
