@@ -8,10 +8,11 @@ for, with one the best of the catalogue. All predicted: `ternax.planner` has the
 efficiency comes from rates that were measured.
 """
 
+import dataclasses
 import pathlib
 import sys
 
-from ternax import drawing, planner, validation
+from ternax import drawing, plan_table, planner, validation
 from ternax.configs.hardware import DEVICES, Device, get_device
 from ternax.errors import UsageError
 from ternax.experiments import config_flag, flags
@@ -19,10 +20,9 @@ from ternax.formats import get_format
 from ternax.planner import OBJECTIVES, Efficiency, Layout, Terms
 from ternax.record import Record, open_store
 from ternax.shapes import get_shape
-from ternax.table import rate, row
+from ternax.table import row
 
 PUBLISHED = pathlib.Path(__file__).resolve().parent / "claims" / "published" / "decode.yaml"
-PARTS = ("weights", "head", "kv", "activations", "compute", "collectives", "launches")
 
 
 def plan_flags(define):
@@ -63,6 +63,7 @@ def plan_flags(define):
     define.number("target_tokens_per_s", None, "the same as a rate of each sequence")
     define.number("demand_tokens_per_s", None, "of all sequences: takes as many copies as needed")
     define.integer("top", 12, "layouts to show", lower=1)
+    define.boolean("compile", "memory and collectives by the compiler for an h100 or h200")
     define.section("Assumptions")
     define.number(
         "efficiency",
@@ -109,9 +110,23 @@ def run(
     efficiency: dict[str, Efficiency],
     target_tokens_per_s: float | None = None,
     flags_text: str = "",
+    compiled=None,
 ) -> list[Record]:
-    """A `predicted` Record for each layout, in their order."""
-    return [_record(one, efficiency, target_tokens_per_s, flags_text) for one in found]
+    """A `predicted` Record for each layout, in their order.
+
+    compiled: what a compiler said of the first (`compiled.Compiled`), or None.
+    """
+    records = [_record(one, efficiency, target_tokens_per_s, flags_text) for one in found]
+    if compiled is not None:
+        told = {
+            "compiled_argument_bytes": compiled.argument_bytes,
+            "compiled_prefill_bytes": compiled.prefill_bytes,
+            "compiled_decode_bytes": compiled.decode_bytes,
+            "collectives": compiled.collectives,
+        }
+        first = records[0]
+        records[0] = dataclasses.replace(first, metrics=first.metrics | told)
+    return records
 
 
 def _record(one: Layout, efficiency, target, flags_text: str) -> Record:
@@ -131,7 +146,7 @@ def _record(one: Layout, efficiency, target, flags_text: str) -> Record:
         "available_memory_bytes": round(one.memory_bytes),
         **{f"{part}_bytes": round(size) for part, size in parts.items()},
         "efficiency_share": at.efficiency,
-        **{f"{part}_ms": 1e3 * getattr(one.step, f"{part}_s") for part in PARTS},
+        **{f"{part}_ms": 1e3 * getattr(one.step, f"{part}_s") for part in plan_table.PARTS},
         "mfu_share": one.mfu,
         "mbu_share": one.mbu,
         "joules_per_token": one.joules_per_token,
@@ -144,7 +159,7 @@ def _record(one: Layout, efficiency, target, flags_text: str) -> Record:
     note = f"{planner.name(one)}: {'fits' if one.fits else 'does not fit'}; efficiency: "
     note += efficiency[at.device.name].source
     if one.usd_per_h is not None:
-        note += f"; price: {_price_source(one)}"
+        note += f"; price: {plan_table.price_source(one)}"
     return Record(
         experiment="plan",
         config=at.shape.name,
@@ -163,101 +178,28 @@ def _record(one: Layout, efficiency, target, flags_text: str) -> Record:
     )
 
 
-def _price_source(one: Layout) -> str:
-    """Who asked it and when."""
-    if one.terms.usd_per_h is not None:
-        return "--usd_per_hour"
-    return one.setting.device.price_source.partition(" (")[0]
+def compile_first(found: list[Layout]):
+    """What the compiler for that GPU says of the only layout, and the layout with it."""
+    from ternax import configs
+    from ternax.compiled import compile_model
 
-
-def detail(one: Layout, efficiency: dict[str, Efficiency]) -> list[str]:
-    """One layout for a screen: memory, rate, step, use of the device, cost."""
-    at, step = one.setting, one.step
-    gib = {part: size / 2**30 for part, size in one.bytes.items()}
-    memory = " + ".join(f"{part} {size:.2f}" for part, size in gib.items() if size >= 0.005)
-    parts = [(part, getattr(step, f"{part}_s")) for part in PARTS]
-    shares = [f"{part} {1e3 * s:.3g}" for part, s in parts if s > step.total_s / 2000]
-    lines = [
-        row("plan", f"{at.shape.name} on {planner.name(one)}, context {at.context}: predicted"),
-        row(
-            "memory",
-            f"{memory} = {one.resident_bytes / 2**30:.2f} GiB a device, of "
-            f"{one.memory_bytes / 2**30:.2f}: {'fits' if one.fits else 'DOES NOT FIT'}",
-        ),
-        row(
-            "rate",
-            f"{rate(one.tokens_per_s)} tokens/s, {rate(one.tokens_per_s_each)} for each sequence; "
-            f"bound {rate(one.replicas * one.bound.tokens_per_s)}; first token of a prompt of "
-            f"{at.context} after {rate(1e3 * one.ttft_s)} ms at least",
-        ),
-        row(
-            "expects",
-            f"{100 * at.efficiency:.3g} % of both limits: {efficiency[at.device.name].source}",
-        ),
-        row("step", f"{' + '.join(shares)} = {1e3 * step.total_s:.4g} ms"),
-        row("uses", f"{100 * one.mbu:.1f} % of the bandwidth (MBU), {100 * one.mfu:.2g} % (MFU)"),
-    ]
-    price = "no price known"
-    if one.usd_per_million_tokens is not None:
-        price = (
-            f"${one.usd_per_million_tokens:.3g} a million tokens at ${one.usd_per_h:.3g}/h "
-            f"({_price_source(one)})"
+    one, at = found[0], found[0].setting
+    if len(found) > 1 or one.devices > 1 or at.shape.name not in configs.CONFIGS:
+        raise UsageError(
+            "--compile compiles one model of --list_configs for one device: one --config, "
+            "--scheme, --device and --batch, without an objective"
         )
-    lines.append(row("cost", f"{price}; {one.joules_per_token:.3g} J/token at full rated power"))
-    return lines
-
-
-def comparison(found: list[Layout]) -> list[str]:
-    """Several layouts as a table of at most 100 columns."""
-    lines = [
-        f"  {'layout':40}{'tokens/s':>9}{'each':>7}{'ms':>8}{'GiB':>7}{'MBU':>6}{'MFU':>6}"
-        f"{'$/Mtok':>9}{'J/tok':>7}"
-    ]
-    for one in found:
-        dollars = one.usd_per_million_tokens
-        cells = (
-            f"{' ' if one.fits else '!'} {planner.name(one):40}{rate(one.tokens_per_s):>9}"
-            f"{rate(one.tokens_per_s_each):>7}{rate(1e3 * one.step.total_s):>8}"
-            f"{one.resident_bytes / 2**30:>7.1f}{100 * one.mbu:>5.0f}%{100 * one.mfu:>5.0f}%"
-            f"{'' if dollars is None else f'{dollars:.3g}':>9}{one.joules_per_token:>7.3g}"
-        )
-        lines.append(cells)
-    if not all(one.fits for one in found):
-        lines.append("! does not fit")
-    return lines
-
-
-def needed(one: Layout, target: float) -> str:
-    """The inverse: what a single device would have to read."""
-    need = planner.bandwidth_needed_gb_per_s(one, target)
-    return (
-        f"{rate(need)} GB/s of one device for {target:g} tokens/s of each sequence in "
-        f"{one.setting.weights}, batch {one.setting.batch}, at this efficiency; "
-        f"{rate(need * one.setting.efficiency)} if all of it were reached"
+    told = compile_model(
+        configs.get_config(at.shape.name),
+        at.device.name,
+        weights=at.weights,
+        tables=at.tables,
+        kv=at.kv,
+        batch=at.batch,
+        context=at.context,
+        prompt=min(at.context, planner.PREFILL_TOKENS),
     )
-
-
-def draw(found: list[Layout], target: pathlib.Path) -> pathlib.Path | None:
-    """A step of each layout by part, as bars; None without matplotlib."""
-    pyplot = drawing.pyplot()
-    if pyplot is None:
-        return None
-    height = 1.4 + 0.35 * len(found)
-    figure, axis = pyplot.subplots(figsize=(9, height), layout="constrained")
-    names, left = [planner.name(one) for one in found], [0.0] * len(found)
-    for part in PARTS:
-        width = [1e3 * getattr(one.step, f"{part}_s") for one in found]
-        if max(width):
-            axis.barh(range(len(found)), width, left=left, label=part)
-            left = [a + b for a, b in zip(left, width, strict=True)]
-    axis.set_yticks(range(len(found)), names, fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel("predicted ms per step")
-    axis.set_title(f"{found[0].setting.shape.name}, context {found[0].setting.context}", loc="left")
-    axis.legend(fontsize=7)
-    figure.savefig(target, dpi=120)
-    pyplot.close(figure)
-    return target
+    return told, dataclasses.replace(one, activation_bytes=float(told.temporary_bytes))
 
 
 def efficiencies(devices: list[Device], given: float | None) -> dict[str, Efficiency]:
@@ -317,11 +259,16 @@ def plan(args) -> None:
         single = [one for one in found if one.replicas == 1]
         found = [one.for_demand(args.demand_tokens_per_s) for one in single]
     shown = planner.rank(found, objective, slo_ms, args.top) if objective else found[: args.top]
-    lines = detail(shown[0], efficiency)
+    compiled = None
+    if args.compile:
+        compiled, shown[0] = compile_first(shown)
+    lines = plan_table.detail(shown[0], efficiency)
+    if compiled is not None:
+        lines.append(row("compiled", plan_table.compiled_line(shown[0], compiled)))
     if args.target_tokens_per_s is not None:
-        lines.append(row("needs", needed(shown[0], args.target_tokens_per_s)))
+        lines.append(row("needs", plan_table.needed(shown[0], args.target_tokens_per_s)))
     if len(shown) > 1:
-        lines += ["", *comparison(shown)]
+        lines += ["", *plan_table.comparison(shown)]
         if objective:
             left_out = f", left out without a price: {', '.join(lacking)}" if lacking else ""
             lines.append(f"  of {len(found)} layouts, by {objective}{left_out}")
@@ -329,9 +276,10 @@ def plan(args) -> None:
             lines.append(f"  {len(found) - len(shown)} more: --top={len(found)}")
     print("\n".join(lines))
     with open_store(args.output_dir, "plan", shape.name, objective or "layouts") as store:
-        for record in run(shown, efficiency, args.target_tokens_per_s, args.command_line):
+        target = args.target_tokens_per_s
+        for record in run(shown, efficiency, target, args.command_line, compiled):
             store.append(record)
-        picture = draw(shown, store.directory / "plan.png")
+        picture = plan_table.draw(shown, store.directory / "plan.png")
     print(f"wrote    {store.directory}/results.json{drawing.said(picture)}")
 
 

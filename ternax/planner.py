@@ -86,11 +86,13 @@ class Layout:
         the efficiency expected.
       replicas: data-parallel; each decodes `setting.batch` rows.
       terms: the rest of what is assumed.
+      activation_bytes: temporaries of one device, where a compiler has said; None: estimated.
     """
 
     setting: Setting
     replicas: int = 1
     terms: Terms = Terms()
+    activation_bytes: float | None = None
 
     @property
     def devices(self) -> int:
@@ -113,15 +115,18 @@ class Layout:
     def bytes(self) -> dict[str, float]:
         """Part -> bytes on one device."""
         at, load, tensor = self.setting, self.load, self.setting.devices
-        prompt = min(at.context, PREFILL_TOKENS)
-        widest = at.shape.activation_bytes(1, prompt, at.context)
-        logits = 3 * 4 * (at.batch - 1) * at.shape.vocab_size
+        activations = self.activation_bytes
+        if activations is None:
+            prompt = min(at.context, PREFILL_TOKENS)
+            widest = at.shape.activation_bytes(1, prompt, at.context)
+            logits = 3 * 4 * (at.batch - 1) * at.shape.vocab_size
+            activations = (widest + logits) / tensor
         return {
             "projections": (load.projection_bytes + load.idle_bytes) / tensor,
             "head": load.head_bytes / tensor,
             "embedding": load.embedding_bytes / tensor,
             "cache": at.batch * at.context * load.kv_bytes_per_token / tensor,
-            "activations": float(widest + logits) / tensor,
+            "activations": activations,
         }
 
     @property

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from ternax import drawing, plan_table
 from ternax.experiments import plan
 from ternax.record import read_records
 
@@ -22,7 +23,7 @@ def test_one_layout_is_told_and_kept(tmp_path, capsys):
     assert (record.kind, record.phase, record.device) == ("predicted", "plan", "l40s")
     told = float(re.search(r"rate +([\d,.]+) tokens/s", out)[1].replace(",", ""))
     assert told == pytest.approx(m["tokens_per_s"], rel=5e-3)
-    step = sum(m[f"{part}_ms"] for part in plan.PARTS)
+    step = sum(m[f"{part}_ms"] for part in plan_table.PARTS)
     assert step == pytest.approx(m["tpot_ms_p50"]) and step == pytest.approx(1e3 / told, rel=5e-3)
     parts = ("projections", "head", "embedding", "cache", "activations")
     assert sum(m[f"{part}_bytes"] for part in parts) == pytest.approx(m["device_memory_bytes"])
@@ -31,6 +32,7 @@ def test_one_layout_is_told_and_kept(tmp_path, capsys):
     assert "published rates" in record.note and "RunPod" in record.note
     for name in ("results.json", "results.csv", "report.md"):
         assert (tmp_path / name).stat().st_size
+    assert (tmp_path / "plan.png").exists() == bool(drawing.pyplot())
 
 
 def test_the_catalogue_is_ranked_alike_each_time(tmp_path, capsys):

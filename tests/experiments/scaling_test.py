@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ternax import drawing
 from ternax.experiments import scaling
 from ternax.record import read_records
 
@@ -27,7 +28,7 @@ def test_points_are_measured_and_the_whole_is_extrapolated_beside(ran):
     assert (beyond.kind, beyond.layers) == ("extrapolated", 3)
     assert beyond.metrics["reference_tokens_per_s"] == points[2].metrics["tokens_per_s"]
     assert len(json.loads((directory / "results.json").read_text())) == 5
-    assert (directory / "scaling.png").read_bytes()[:4] == b"\x89PNG"
+    assert (directory / "scaling.png").exists() == bool(drawing.pyplot())
 
 
 def test_the_same_command_measures_nothing_again(ran, capsys):
