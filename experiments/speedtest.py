@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from ternax import drawing, measure, prompts, speedtest
 from ternax.endpoint import Endpoint
-from ternax.errors import PeerFailed, UsageError
+from ternax.errors import DoesNotFit, PeerFailed, UsageError
 from ternax.experiments import config_flag, flags
 from ternax.record import Record, Store, open_store
 from ternax.speedtest import Remote, SpeedTest, Target
@@ -147,8 +147,9 @@ def remote(args) -> Remote:
     return Remote(endpoint, common)
 
 
-def local(args) -> Target:
-    """This engine with the model that the flags name, made or loaded."""
+def local(args, test: SpeedTest) -> Target:
+    """This engine with the model that the flags name, made or loaded; DoesNotFit before it is."""
+    from ternax import cost
     from ternax.config import first_layers
     from ternax.engine import load_stored
     from ternax.local import Local
@@ -156,14 +157,33 @@ def local(args) -> Target:
 
     if args.threads is not None:
         measure.limit_threads(args.threads)
-    tables = ("int8", "int8")
-    source = args.source
-    if source.directory is not None and args.config.name == source.config.name:
-        model = load_stored(source, scheme=None, inputs=None, layers=args.layers)
+    config, source, tables = first_layers(args.config, args.layers), args.source, ("int8", "int8")
+    stored = source.directory is not None and args.config.name == source.config.name
+    if stored:
+        scheme = args.scheme if args.given & {"scheme", "config.scheme"} else None
+        inputs = args.inputs if args.given & {"inputs", "config.inputs"} else None
+        source.check(scheme=scheme, inputs=inputs)
         tables = source.tables or tables
+    tokenizer = source.tokenizer()
+    longest = max(
+        (len(tokenizer.encode(w.text)) if w.text else w.prompt_tokens) + w.max_tokens
+        for w in test.workloads
+    )
+    plan = cost.plan(
+        config,
+        batch=max(test.concurrency),
+        context=min(longest, config.max_context),
+        embed_dtype=tables[0],
+        head_dtype=tables[1],
+        available_bytes=cost.available_bytes(),
+    )
+    if not plan.fits:
+        raise DoesNotFit(plan.refusal("a smaller --config or --concurrency"))
+    if stored:
+        model = load_stored(source, inputs=inputs, layers=args.layers)
     else:
-        model = random_model(first_layers(args.config, args.layers), seed=args.seed)
-    return Local(model, source.tokenizer(), dispatch=args.dispatch, seed=args.seed, tables=tables)
+        model = random_model(config, seed=args.seed)
+    return Local(model, tokenizer, dispatch=args.dispatch, seed=args.seed, tables=tables)
 
 
 def test(args) -> None:
@@ -179,7 +199,7 @@ def test(args) -> None:
         args.usd_per_hour,
         " ".join(asked),
     )
-    target: Target = remote(args) if args.endpoint else local(args)
+    target: Target = remote(args) if args.endpoint else local(args, plan)
     title = f"{target.common['config']}, {target.name}"
     with open_store(args.output_dir, "speedtest", target.common["config"], target.name) as store:
         print(f"speedtest  {title}, device {target.common['device']}", flush=True)

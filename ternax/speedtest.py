@@ -70,7 +70,11 @@ class Remote:
             return self.endpoint.complete(f"{number}. {text}", workload.max_tokens)
 
         with concurrent.futures.ThreadPoolExecutor(concurrency) as pool:
-            return list(pool.map(one, range(first, first + count)))
+            try:
+                return list(pool.map(one, range(first, first + count)))
+            except BaseException:  # Ctrl-C: what has not begun is not asked any more
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def bound_tokens_per_s(self, workload: Workload, concurrency: int) -> float | None:
         del workload, concurrency  # its machine is unknown

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ternax import drawing
+from ternax import cost, drawing
 from ternax.experiments import speedtest
 from ternax.prompts import KINDS
 from ternax.record import read_records
@@ -68,9 +68,17 @@ def test_no_answer_at_all(tmp_path, capsys):
     assert record.incomplete and record.metrics["failed"] == 4
 
 
+def test_what_does_not_fit_is_refused_before_it_is_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cost, "available_bytes", lambda device=None: 1 << 29)
+    assert speedtest.main(["--config=70b", f"--output_dir={tmp_path / 'out'}"]) == 3
+    assert "70b does not fit: it needs 21." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "flags, says",
     [
+        (["--config=stdlib-bitnet", "--scheme=int4"], "stdlib-bitnet"),
         (["--workload=poem"], "--workload must be all"),
         (["--concurrency=0"], "--concurrency must be numbers from 1 up"),
         (["--expect=speed:3"], "--expect takes times and rates"),
