@@ -10,7 +10,7 @@ from ternax.errors import UsageError
 PROMPT = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]], np.int32)
 
 
-@pytest.mark.parametrize("config", ["tiny-llama", "tiny-bitnet"])
+@pytest.mark.parametrize("config", ["tiny-llama", "tiny-bitnet"])  # head apart, and tied
 def test_tokens_are_the_engines(config):
     model = ternax.load(config)
     expected = ternax.generate(model, PROMPT, max_new_tokens=6)[:, PROMPT.shape[1] :]

@@ -125,7 +125,13 @@ def test_a_point_that_failed_is_marked_and_tried_again(tmp_path, monkeypatch):
         raise PeerFailed("our decode was ended by SIGKILL")
 
     monkeypatch.setattr(comparison, "decode_apart", killed)
-    for tries in (1, 2):
-        found = sweep.run(study, Store(tmp_path), lambda line: None)
-        assert len(found) == 2 * tries and not any(map(sweep.is_measured, found))
-        assert all(r.incomplete and "failed: our decode was ended" in r.note for r in found)
+    found = sweep.run(study, Store(tmp_path), lambda line: None)
+    assert len(found) == 2 and not any(map(sweep.is_measured, found))
+    assert all(r.incomplete and "failed: our decode was ended" in r.note for r in found)
+
+    def interrupted(words, timeout_s=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison, "decode_apart", interrupted)
+    with pytest.raises(Interrupted, match="at batch 1, round 1; 0 measurements are kept"):
+        sweep.run(study, Store(tmp_path), lambda line: None)
