@@ -12,10 +12,16 @@ from ternax.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """What joins devices. `gb_per_s`: bandwidth in one direction, half of what is advertised."""
+    """What joins devices.
+
+    Attributes:
+      gb_per_s: bandwidth in one direction, half of what is advertised.
+      joins: so many devices at most; a bridge stands between two cards.
+    """
 
     name: str
     gb_per_s: float
+    joins: int = 72
 
 
 PCIE_4 = Link("PCIe 4.0 x16", 32.0)
@@ -78,8 +84,12 @@ class Device:
 
     @property
     def fastest_link(self) -> Link | None:
-        """What tensor-parallel siblings talk over."""
-        return self.link or self.pcie
+        """What two tensor-parallel siblings talk over."""
+        return self.link_between(2)
+
+    def link_between(self, devices: int) -> Link | None:
+        """What so many siblings talk over: their own link where it joins that many."""
+        return self.link if self.link and devices <= self.link.joins else self.pcie
 
     def operands(self, wanted: str) -> str:
         """The type that multiplies operands of `wanted` here: itself, or the next wider one."""
@@ -99,7 +109,7 @@ DEVICES: dict[str, Device] = {
             bandwidth_gb_per_s=936.0,
             peak_tflops={"fp32": 35.6, "fp16": 71.0, "int8": 284.0, "int4": 568.0},
             watts=350.0,
-            link=Link("NVLink 3 bridge, 2 cards", 56.25),
+            link=Link("NVLink 3 bridge", 56.25, joins=2),
             pcie=PCIE_4,
             usd_per_h=0.39,
             spot_usd_per_h=0.22,
@@ -185,7 +195,7 @@ DEVICES: dict[str, Device] = {
             bandwidth_gb_per_s=1555.0,
             peak_tflops={"fp32": 19.5, "tf32": 156.0, "fp16": 312.0, "int8": 624.0, "int4": 1248.0},
             watts=250.0,
-            link=Link("NVLink 3 bridge", 300.0),
+            link=Link("NVLink 3 bridge", 300.0, joins=2),
             pcie=PCIE_4,
             usd_per_h=1.29,
             price_source="on demand, order of magnitude, unverified",
@@ -213,7 +223,7 @@ DEVICES: dict[str, Device] = {
             bandwidth_gb_per_s=1935.0,
             peak_tflops={"fp32": 19.5, "tf32": 156.0, "fp16": 312.0, "int8": 624.0, "int4": 1248.0},
             watts=300.0,
-            link=Link("NVLink 3 bridge", 300.0),
+            link=Link("NVLink 3 bridge", 300.0, joins=2),
             pcie=PCIE_4,
             usd_per_h=2.1,
             spot_usd_per_h=1.19,
@@ -241,7 +251,7 @@ DEVICES: dict[str, Device] = {
             bandwidth_gb_per_s=2000.0,
             peak_tflops={"fp32": 51.2, "fp16": 756.0, "fp8": 1513.0, "int8": 1513.0},
             watts=350.0,
-            link=Link("NVLink 4 bridge", 300.0),
+            link=Link("NVLink 4 bridge", 300.0, joins=2),
             pcie=PCIE_5,
             usd_per_h=3.51,
             spot_usd_per_h=1.99,

@@ -59,6 +59,16 @@ def check_value(label: str, parser, text: str) -> None:
         raise UsageError(f"{label} must be {legal or error}, found {text!r}") from error
 
 
+def counts(flag: str, text: str | None, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """--flag=1,2,4 as numbers from 1 up; the default where it was not given."""
+    if text is None:
+        return default
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and int(word) for word in words):
+        raise UsageError(f"--{flag} must be numbers from 1 up behind commas, found {text!r}")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
 def _field(config: ModelConfig, path: str):
     """The present value at a dotted path, or UsageError naming the nearest fields."""
     label, value, prefix = f"--config.{path}", config, ""

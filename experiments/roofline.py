@@ -10,7 +10,7 @@ import math
 import pathlib
 import sys
 
-from ternax import page, roofline, validation
+from ternax import drawing, page, roofline, validation
 from ternax.anatomy import Shape
 from ternax.checkpoint import whole
 from ternax.configs import get_config
@@ -155,13 +155,9 @@ def screen(setting: Setting, found: Predicted, moved: list[Lever]) -> list[str]:
 def draw(setting: Setting, own: list[validation.Row], target: pathlib.Path) -> pathlib.Path | None:
     """The device's roof with formats predicted on it, and our measured rates in a file's name
     each, beside the bound their own machine set; None without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = drawing.pyplot()
+    if pyplot is None:
         return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axis = pyplot.subplots(figsize=(10, 6), layout="constrained")
     at, device = setting, setting.device
     bandwidth = at.devices * device.bandwidth_gb_per_s / 1e3
@@ -259,8 +255,8 @@ def roofline_command(args) -> None:
             store.append(record)
         own = validation.own(RESULTS) if RESULTS.is_dir() else []
         picture = draw(setting, own, store.directory / "roofline.png")
-    drawn = f" and {picture}" if picture else "; a plot needs matplotlib: pip install matplotlib"
-    print(*written, f"wrote    {store.directory}/results.json{drawn}", sep="\n")
+    wrote = f"wrote    {store.directory}/results.json{drawing.said(picture)}"
+    print(*written, wrote, sep="\n")
 
 
 COMMAND = flags.Command(

@@ -1,133 +1,202 @@
-"""How does a decode step's time grow with what it reads?
+"""How does decoding scale: with layers, sizes, batch, context, threads, prompts?
 
-    python -m experiments.scaling --config=8b --layers_axis=4,8,16,32
+    python -m experiments.scaling --config=8b --axis=layers:4,8,16,32
+    python -m experiments.scaling --config=2b4t --axis=batch --axis=context:128,1024
 
-Decodes with the first n layers of a model, for several n in turn, and fits
-t = a + bytes / rate: the rate at which layers stream, and apart from it the cost a that no
-layer adds, in which the head's share is what it takes longer than its bytes at that rate.
-A size that was not run is never printed as measured.
+One axis or a grid of two; each point decodes in a process of its own, several rounds in turn.
+What does not fit says why and the sweep goes on; the same command in its --output_dir resumes.
+A point that was not run is never printed as measured: a depth from a line is extrapolated, a
+size from the others predicted, each beside what was measured.
 """
 
-import dataclasses
+import pathlib
 import statistics
 import sys
 import textwrap
 
-from ternax import comparison, estimate
-from ternax.errors import UsageError
+from ternax import curves, drawing, sweep
 from ternax.experiments import flags
 from ternax.record import Record, Store, open_store
-from ternax.table import decimal, rate
+from ternax.sweep import DEFAULTS, Sweep
+from ternax.table import rate
 
 WIDTH = 100
 
 
 def scaling_flags(define):
     define.section("Scaling")
-    define.string("layers_axis", None, "numbers of layers, three at least", form="N,N,...")
-    define.integer("rounds", 5, "times that each size runs", lower=1)
+    define.strings(
+        "axis",
+        f"{', '.join(DEFAULTS)}, each with values of its own: batch:1,4,16",
+        form="NAME[:V,...]",
+    )
+    define.integer("rounds", 3, "times that each point runs", lower=1)
     define.integer("num_tokens", 16, "tokens decoded and timed", lower=1)
     define.integer("prompt_length", 16, "tokens of the prompt", lower=1)
+    define.integer("batch", 1, "sequences decoded together", lower=1)
+    define.string("kv_dtype", "bf16", "how the cache is stored", form="NAME")
+    define.string("embed_dtype", "int8", "how embedding and head are stored", form="NAME")
 
 
-def axis(text: str | None, most: int) -> list[int]:
-    """--layers_axis as numbers. UsageError for what is none."""
-    words = (text or "").split(",")
-    if not all(word.strip().isdecimal() for word in words):
-        raise UsageError(
-            f"--layers_axis must be numbers behind commas, as in 4,8,16; found {text!r}"
-        )
-    layers = sorted({int(word) for word in words})
-    if len(layers) < 3 or layers[0] < 1 or layers[-1] > most:
-        raise UsageError(
-            f"--layers_axis needs three different numbers between 1 and {most}, found {text!r}"
-        )
-    return layers
-
-
-def run(words, layers: list[int], rounds: int, store: Store, flags_text="", watch=print) -> Record:
-    """Decodes at every depth, `rounds` times, and fits the line.
-
-    Args:
-      words: arguments of `experiments.decode`, but for the layers.
-      layers: depths, in rising order; odd rounds take them forwards, even ones backwards.
-      rounds: how often.
-      store: takes each decode Record and the line's.
-      flags_text: the command line, for the records.
-      watch: called with a line of text for each decode.
+def run(study: Sweep, store: Store, say=print) -> list[Record]:
+    """Measures the points that the store lacks, then sums up.
 
     Returns:
-      The line's Record: its samples are the median seconds a token at each depth.
+      The points' records, then what they say together; all are in the store.
     """
-    points: dict[int, list[Record]] = {depth: [] for depth in layers}
-    for number in range(1, rounds + 1):
-        for depth in layers if number % 2 else layers[::-1]:
-            records = comparison.decode_apart([*words, f"--layers={depth}"])
-            found = next(record for record in records if record.phase == "decode")
-            metrics = found.metrics | {"round": number}
-            found = dataclasses.replace(
-                found, experiment="scaling", metrics=metrics, flags=flags_text
-            )
-            store.append(found)
-            points[depth].append(found)
-            watch(
-                f"round {number}  {depth:3} layers  {rate(metrics['tpot_ms_p50'])} ms a step, "
-                f"{100 * metrics['share_of_bound']:.0f} % of the bound"
-            )
-    sizes = [statistics.median(r.metrics["bytes_per_step"] for r in points[n]) for n in layers]
-    times = [statistics.median(r.metrics["tpot_ms_p50"] for r in points[n]) / 1e3 for n in layers]
-    fit = estimate.line(sizes, times)
-    rates = [r.metrics["read_bandwidth_gb_per_s"] for found in points.values() for r in found]
-    record = dataclasses.replace(
-        points[layers[-1]][-1],
-        samples=tuple(times),
-        sample_unit="s/token",
-        metrics={
-            "fixed_ms": 1e3 * fit.fixed,
-            "fixed_error_ms": 1e3 * fit.fixed_error,
-            "streaming_gb_per_s": 1e-9 / fit.slope,
-            "worst_residual_share": fit.worst_share,
-            "read_bandwidth_gb_per_s": statistics.median(rates),
-        },
-        note=f"line through layers {', '.join(map(str, layers))}, medians of {rounds} rounds; "
-        f"bytes a step: {', '.join(map(decimal, sizes))}",
+    points = sweep.run(study, store, say)
+    held = [(record.note, record.metrics) for record in store.records]
+    summed = curves.curves(study, points)
+    for record in summed:
+        if (record.note, record.metrics) not in held:  # a resumed sweep repeats nothing
+            store.append(record)
+    return [*points, *summed]
+
+
+def screen(study: Sweep, records: list[Record]) -> list[str]:
+    """A row for each point: medians of its rounds; then what the points say together."""
+    wide = max(len(sweep.label(point)) for point in study.points)
+    lines = [
+        f"measured: medians of up to {study.rounds} rounds",
+        f"  {'point':{wide}}{'tokens/s':>10}{'ms a step':>11}{'of bound':>10}{'first, ms':>11}"
+        f"{'prefill/s':>11}{'peak GiB':>10}{'planned':>9}",
+    ]
+    for point in study.points:
+        found = sweep.of_point(records, point)
+        measured = [record for record in found if sweep.is_measured(record)]
+        if measured:
+            lines.append(f"  {sweep.label(point):{wide}}{_cells(measured)}")
+        elif found:
+            why = textwrap.shorten(found[-1].note.partition("; ")[2], WIDTH - wide - 4)
+            lines.append(f"  {sweep.label(point):{wide}}  {why}")
+    points = {id(r) for point in study.points for r in sweep.of_point(records, point)}
+    lines += ["", *(_sentence(record) for record in records if id(record) not in points)]
+    errors = curves.memory_error(records)
+    if errors:
+        worst = max(errors, key=lambda point: abs(errors[point]))
+        lines.append(
+            f"memory: planned over measured peak of {len(errors)} points, worst "
+            f"{100 * errors[worst]:+.1f} % at {worst}"
+        )
+    return [part for line in lines for part in _wrapped(line)]
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, WIDTH, subsequent_indent="  ") if len(line) > WIDTH else [line]
+
+
+def _cells(measured: list[Record]) -> str:
+    def median(name: str) -> float:
+        return statistics.median(r.metrics[name] for r in measured if name in r.metrics)
+
+    text = (
+        f"{rate(median('tokens_per_s')):>10}{rate(median('tpot_ms_p50')):>11}"
+        f"{100 * median('share_of_bound'):>8.0f} %{rate(median('ttft_ms')):>11}"
+        f"{rate(median('prefill_tokens_per_s')):>11}"
     )
-    store.append(record)
-    return record
+    if any("peak_memory_bytes" in record.metrics for record in measured):
+        peak, planned = median("peak_memory_bytes"), median("planned_memory_bytes")
+        text += f"{peak / 2**30:>10.2f}{planned / 2**30:>9.2f}"
+    return text
+
+
+def _sentence(record: Record) -> str:
+    """What a record that sums up says, under its kind's name."""
+    m, parts = record.metrics, []
+    if "multiplier" in m:
+        parts.append(f"{m['multiplier']:.2f} times the tokens/s at {rate(m['tpot_ms_p50'])} ms")
+    if "read_bandwidth_gb_per_s" in m:
+        streams = m.get("streaming_gb_per_s")
+        parts.append(
+            f"{m['fixed_ms']:.2f} ms (standard error {m['fixed_error_ms']:.2f}) and the bytes at "
+            f"{f'{streams:.1f} GB/s' if streams else 'no rate'}, read at "
+            f"{m['read_bandwidth_gb_per_s']:.1f} beside"
+        )
+    if "slope_ms" in m:
+        parts.append(
+            f"a = {m['fixed_ms']:.3f} ms (standard error {m['fixed_error_ms']:.3f}), "
+            f"b = {m['slope_ms']:.4g} ms ({m['slope_error_ms']:.2g})"
+        )
+    if "knee_batch" in m:
+        parts.append(f"rows cost as much as what they share from batch {m['knee_batch']:.3g} on")
+    if record.kind != "measured" and "tokens_per_s" in m:
+        parts.append(f"{rate(m['tokens_per_s'])} tokens/s")
+    if "tpot_ms_low" in m:
+        parts.append(
+            f"{rate(m['tpot_ms_p50'])} ms a step [{m['tpot_ms_low']:.4g}, {m['tpot_ms_high']:.4g}]"
+        )
+    if "reference_tokens_per_s" in m:
+        error = f" ({100 * m['prediction_error']:+.1f} %)" if "prediction_error" in m else ""
+        parts.append(f"measured {rate(m['reference_tokens_per_s'])}{error}")
+    if "worst_residual_share" in m:
+        parts.append(f"no step lies more than {100 * m['worst_residual_share']:.1f} % off")
+    return f"{record.kind}: {record.config}: {record.note}: {'; '.join(parts)}"
+
+
+def draw(study: Sweep, records: list[Record], target: pathlib.Path) -> pathlib.Path | None:
+    """tokens/s and ms a step over the first axis, a line for each value of the second."""
+    pyplot = drawing.pyplot()
+    if pyplot is None:
+        return None
+    figure, pair = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    first = study.axes[0]
+    other = study.axes[1] if len(study.axes) > 1 else None
+    for fixed in other.values if other else ("",):
+        at: dict[str, list] = {
+            "axis": [],
+            "tokens_per_s": [],
+            "bound_tokens_per_s": [],
+            "tpot_ms_p50": [],
+        }
+        for value in first.values:
+            point = ((first.name, value), *(((other.name, fixed),) if other else ()))
+            found = [r for r in sweep.of_point(records, point) if sweep.is_measured(r)]
+            for record in found:
+                at["axis"].append(value if first.name == "size" else int(value))
+                for name in list(at)[1:]:
+                    at[name].append(record.metrics[name])
+        name = f"{other.name} {fixed}" if other else "measured"
+        (drawn,) = pair[0].plot(at["axis"], at["tokens_per_s"], "o", label=name)
+        pair[0].plot(
+            at["axis"], at["bound_tokens_per_s"], "_", color=drawn.get_color(), markersize=12
+        )
+        pair[1].plot(at["axis"], at["tpot_ms_p50"], "o", color=drawn.get_color(), label=name)
+    for axis, what in zip(pair, ("tokens/s (dashes: bound)", "ms a step"), strict=True):
+        axis.set_xlabel(first.name)
+        axis.set_ylabel(what)
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize=7)
+    figure.savefig(target, dpi=120)
+    pyplot.close(figure)
+    return target
 
 
 def scaling(args) -> None:
-    """The command: check, decode at every depth, fit, say what was found."""
-    layers = axis(args.layers_axis, args.config.num_layers)
-    if "layers" in args.given:
-        raise UsageError("--layers cuts a model once; here --layers_axis does")
-    ours = {"layers_axis", "rounds", "output_dir", "debug", "profile_dir", "num_tokens", "config"}
-    words = flags.words(args, ours, config=args.source.name)
-    words.append(f"--num_tokens={args.num_tokens + 2}")
-    with open_store(args.output_dir, "scaling", args.config.name, "layers") as store:
-        print(f"scaling  {args.config.name}, layers {', '.join(map(str, layers))}")
-        record = run(words, layers, args.rounds, store, args.command_line)
-    m = record.metrics
-    print(
-        textwrap.fill(
-            f"A step costs {m['fixed_ms']:.2f} ms (standard error {m['fixed_error_ms']:.2f}), the "
-            f"head's slower reading included, and the time to read its bytes at "
-            f"{m['streaming_gb_per_s']:.1f} GB/s; memory was read at "
-            f"{m['read_bandwidth_gb_per_s']:.1f} GB/s beside it. No depth lies more than "
-            f"{100 * m['worst_residual_share']:.1f} % from that line.",
-            WIDTH,
+    """The command: check, measure what is missing, say what was found."""
+    ours = {"axis", "rounds", "output_dir", "debug", "profile_dir", "num_tokens", "config"}
+    axes = tuple(sweep.parse_axis(text, args.config) for text in args.axis or ["layers"])
+    sized = any(axis.name == "size" for axis in axes)
+    changed = {} if sized and "config" not in args.given else {"config": args.source.name}
+    study = Sweep(axes, tuple(flags.words(args, ours, **changed)), args.num_tokens, args.rounds)
+    name = "sizes" if sized else args.config.name
+    with open_store(args.output_dir, "scaling", name, "-".join(a.name for a in axes)) as store:
+        print(
+            "scaling ", name, *(f"{axis.name} {', '.join(axis.values)}" for axis in axes), sep="  "
         )
-    )
-    print(f"wrote {store.directory}/results.json")
+        records = run(study, store, lambda line: print(line, flush=True))
+        picture = draw(study, records, store.directory / "scaling.png")
+    print("", *screen(study, records), sep="\n")
+    print(f"wrote    {store.directory}/results.json{drawing.said(picture)}")
 
 
 COMMAND = flags.Command(
     name="scaling",
-    summary="Fits a decode step's time over the layers that run: a fixed cost, and a rate.",
+    summary="Decodes along one axis or a grid of two, with lines, multipliers and memory.",
     groups=(flags.model_flags, scaling_flags, flags.run_flags),
     examples=(
-        ("--config=8b --layers_axis=4,8,16,32", "five rounds of four depths"),
-        ("--config=70b --layers_axis=10,20,40 --rounds=3", "part of a large model"),
+        ("--config=70b --axis=layers:4,8,10,80", "a line through part, beside the whole"),
+        ("--axis=size:1b,8b,13b,70b", "each size predicted by the others"),
+        ("--config=2b4t --axis=batch --axis=context:128,1024", "a grid"),
     ),
     default_config="8b",
 )

@@ -117,10 +117,32 @@ class Shape:
             return values + 4 * values / self.head_dim
         return values * get_format(stored).code_bits / 8
 
+    def activation_bytes(self, batch: int, prompt: int, context: int) -> int:
+        """Temporaries of the larger step, prefill of `prompt` tokens a row that see `context`:
+        one layer's widest f32 arrays, and the logits."""
+        tokens = batch * prompt
+        inner = self.num_heads * self.head_dim
+        # gate and up, their parts, the gated product and its int8 copy are alive together.
+        mlp = tokens * self.intermediate_size * (4 * 5 + 2)
+        attention = tokens * (self.hidden_size * 4 * 3 + inner * 4 * 4)
+        scores = 3 * 4 * batch * self.num_heads * prompt * min(context, 256)
+        logits = 3 * 4 * batch * self.vocab_size
+        return mlp + attention + scores + logits
+
     def load(
-        self, weights: str, *, embedding: str = "fp16", head: str = "fp16", kv: str = "fp16"
+        self,
+        weights: str,
+        *,
+        embedding: str = "fp16",
+        head: str = "fp16",
+        kv: str = "fp16",
+        rows: int = 1,
     ) -> Load:
-        """What one decode step reads and computes, with each part stored as named."""
+        """What one decode step reads and computes, with each part stored as named.
+
+        rows: decoded together. Here they read the same, however many; a mixture of experts
+        reads more of them (`ternax.shapes`).
+        """
         table = embedding if self.tie_embeddings else head
         stored = get_format(weights)
         width = self.num_heads * self.head_dim

@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import pathlib
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -69,7 +70,11 @@ def check(contest: Contest) -> None:
       PeerFailed: it ended in another way.
     """
     command = [sys.executable, "-m", "ternax.experiments.decode", *_words(contest), "--plan_only"]
-    done = run_program("our plan", command, contest.timeout_s)
+    _raise_what_it_said("our plan", run_program("our plan", command, contest.timeout_s))
+
+
+def _raise_what_it_said(who: str, done: subprocess.CompletedProcess[str]) -> None:
+    """Nothing for a decode that ended well; else the error that its last line is of."""
     if not done.returncode:
         return
     said = (done.stderr.strip().splitlines() or ["error: it said nothing"])[-1]
@@ -77,7 +82,7 @@ def check(contest: Contest) -> None:
         for kind in (UsageError, DoesNotFit):
             if done.returncode == kind.exit_code:
                 raise kind(said.removeprefix("error: "))
-    raise PeerFailed(f"our plan {how_it_ended(done)}")
+    raise PeerFailed(f"{who} {how_it_ended(done)}")
 
 
 def run(contest: Contest, store: Store, watch=lambda record: None) -> list[Record]:
@@ -184,13 +189,30 @@ def _words(contest: Contest) -> list[str]:
 
 
 def decode_apart(words: Sequence[str], timeout_s: float | None = None) -> list[Record]:
-    """The Records of `experiments.decode` with these arguments, run in a process of its own."""
+    """The Records of `experiments.decode` with these arguments, run in a process of its own.
+
+    Raises:
+      UsageError, DoesNotFit: as it says.
+      PeerFailed: it ended in another way, or took longer than `timeout_s`.
+    """
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "ternax.experiments.decode", *words]
         done = run_program("our decode", [*command, f"--output_dir={directory}"], timeout_s)
-        if done.returncode:
-            raise PeerFailed(f"our decode {how_it_ended(done)}")
+        _raise_what_it_said("our decode", done)
         return read_records(pathlib.Path(directory) / "results.jsonl")
+
+
+def plan_apart(words: Sequence[str]) -> Record:
+    """The plan's Record of such a decode, whether it fits or not."""
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-m", "ternax.experiments.decode", *words, "--plan_only"]
+        done = run_program("our plan", [*command, f"--output_dir={directory}"], None)
+        path = pathlib.Path(directory) / "results.jsonl"
+        records = read_records(path) if path.exists() else []
+        if not records:
+            _raise_what_it_said("our plan", done)
+            raise PeerFailed("our plan wrote no record")
+        return records[0]
 
 
 def _ours(contest: Contest) -> list[Record]:

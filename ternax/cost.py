@@ -220,7 +220,7 @@ def plan(
     cache = jax.eval_shape(lambda: init_cache(config, batch, context, kv_dtype))
     parts = _resident(model)
     parts["cache"] = _nbytes(cache)
-    parts["activations"] = _activation_bytes(config, batch, prompt or context, context)
+    parts["activations"] = Shape.of(config).activation_bytes(batch, prompt or context, context)
     parts["runtime"] = RUNTIME_BYTES
     slots = cache.k.shape[3]
     table = parts["embedding"] if config.tie_embeddings else parts["head"]
@@ -299,15 +299,3 @@ def _resident(model) -> dict[str, int]:
             counted += node.packed.nbytes
     parts["norms"] = _nbytes(nnx.state(model)) - counted
     return parts
-
-
-def _activation_bytes(config: ModelConfig, batch: int, prompt: int, context: int) -> int:
-    """Temporaries of the larger step, prefill: one layer's widest f32 arrays, and the logits."""
-    tokens = batch * prompt
-    inner = config.num_heads * config.head_dim
-    # gate and up, their parts, the gated product and its int8 copy are alive together.
-    mlp = tokens * config.intermediate_size * (4 * 5 + 2)
-    attention = tokens * (config.hidden_size * 4 * 3 + inner * 4 * 4)
-    scores = 3 * 4 * batch * config.num_heads * prompt * min(context, 256)
-    logits = 3 * 4 * batch * config.vocab_size
-    return mlp + attention + scores + logits

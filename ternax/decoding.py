@@ -14,6 +14,7 @@ from ternax.checkpoint.box import Source
 from ternax.config import ModelConfig
 from ternax.errors import DoesNotFit, Interrupted, OutputError
 from ternax.interrupt import Stop
+from ternax.power import power_meter
 from ternax.record import Record, Store
 from ternax.workload import Workload, backend_name, first_device
 
@@ -322,7 +323,7 @@ class DecodeRun:
         import jax.numpy as jnp
 
         self._steps, self._timed_s, self._chunk = 0, 0.0, 1
-        self._energy = measure.energy_meter()
+        self._power = power_meter()
 
         def call(steps):
             self._stop.check()
@@ -339,7 +340,7 @@ class DecodeRun:
         left, directory = self.workload.num_tokens - 2, self.workload.profile_dir
         self._chunk = max(1, min(left // _MIN_SAMPLES, 16, round(_CALL_S / warm_s)))
         profile = jax.profiler.trace(directory) if directory else contextlib.nullcontext()
-        with profile, self._energy, self._progress("decode", left, "tokens") as advance:
+        with profile, self._power, self._progress("decode", left, "tokens") as advance:
             while self._steps < left:
                 steps = min(self._chunk, left - self._steps)
                 self._samples.append(call(steps))
@@ -356,7 +357,7 @@ class DecodeRun:
             found = [self.bandwidth] if stopped else [self.bandwidth, self._read_bandwidth()]
             metrics |= self._speed([rate for b in found for rate in b.samples_gb_per_s])
             medians = ", ".join(f"{b.median:.3g}" for b in found)
-            notes.append(f"read bandwidth before and after: {medians} GB/s")
+            notes += [f"read bandwidth before and after: {medians} GB/s", self._power.note]
         if self._chunk > 1:
             notes.append(f"a sample is the mean of a device loop of up to {self._chunk} tokens")
         if self.workload.profile_dir:
@@ -380,14 +381,8 @@ class DecodeRun:
             tpot_ms_p50=1e3 * seconds,
             tpot_ms_p99=1e3 * measure.percentile(self._samples, 99),
         )
-        joules = self._energy.joules
-        if joules is not None:
-            metrics |= dict(
-                joules=joules,
-                joules_per_token=joules / (self._steps * batch),
-                watts=joules / self._timed_s,
-            )
-        return metrics
+        tokens = self._steps * batch
+        return metrics | self._power.metrics(tokens=tokens, seconds=self._timed_s)
 
 
 def _check_directory(flag: str, directory: str) -> None:

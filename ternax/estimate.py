@@ -52,6 +52,9 @@ class Line:
       fixed, slope: of the line.
       fixed_error, slope_error: standard errors; zero for two points, which fit exactly.
       worst_share: largest |residual| / t.
+      center: the x round which both errors are independent, and `center_error` that of the
+        line there.
+      count: points it goes through.
     """
 
     fixed: float
@@ -59,6 +62,18 @@ class Line:
     fixed_error: float
     slope_error: float
     worst_share: float
+    center: float
+    center_error: float
+    count: int
+
+    def at(self, x: float) -> "Interval":
+        """The line at x, also beyond its points, with its 95 % interval (Student's t)."""
+        middle = self.fixed + self.slope * x
+        if self.count < 3:
+            return Interval(middle, None, None, self.count)
+        error = math.hypot(self.center_error, (x - self.center) * self.slope_error)
+        reach = t_quantile(self.count - 2) * error
+        return Interval(middle, middle - reach, middle + reach, self.count)
 
 
 def line(x: Sequence[float], t: Sequence[float]) -> Line:
@@ -86,6 +101,9 @@ def line(x: Sequence[float], t: Sequence[float]) -> Line:
         math.sqrt(noise * (1 / total + mean_x**2 / spread)),
         math.sqrt(noise / spread),
         max(abs(r) / v for r, v in zip(residuals, t, strict=True)),
+        mean_x,
+        math.sqrt(noise / total),
+        len(x),
     )
 
 

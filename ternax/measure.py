@@ -13,6 +13,7 @@ import os
 import pathlib
 import statistics
 import time
+from typing import Any
 
 from ternax.machine import (  # noqa: F401  (callers say measure.memory_available_bytes)
     cpu_model,
@@ -258,32 +259,37 @@ def _rapl_counters():
     return counters
 
 
-def _nvml_counters():
+def nvml_handles() -> list[tuple[str, Any]]:
+    """(name, NVML's handle) of each visible NVIDIA GPU; none without its module or driver."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = (
-            range(pynvml.nvmlDeviceGetCount())
-            if visible is None
-            else [name.strip() for name in visible.split(",") if name.strip()]
-        )
-        counters = []
-        for name in names:
-            handle = (
-                pynvml.nvmlDeviceGetHandleByIndex(int(name))
-                if str(name).isdigit()
-                else pynvml.nvmlDeviceGetHandleByUUID(name)
-            )
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # older GPUs refuse here
-            counters.append(
-                (
-                    f"nvml:{name}",
-                    lambda handle=handle: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3,
-                    None,
-                )
-            )
-        return counters
-    except Exception:  # no module, no driver, no permission: energy is then not reported
+        if visible is None:
+            names = [str(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        else:
+            names = [name.strip() for name in visible.split(",") if name.strip()]
+        by_index, by_uuid = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID
+        return [(name, by_index(int(name)) if name.isdigit() else by_uuid(name)) for name in names]
+    except Exception:
         return []
+
+
+def _nvml_counters():
+    try:
+        import pynvml
+
+        handles = nvml_handles()
+        for _, handle in handles:
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # older GPUs refuse here
+    except Exception:  # energy is then not reported
+        return []
+    return [
+        (
+            f"nvml:{name}",
+            lambda handle=handle: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3,
+            None,
+        )
+        for name, handle in handles
+    ]

@@ -49,7 +49,10 @@ class Setting:
 
     @property
     def load(self) -> Load:
-        return self.shape.load(self.weights, embedding=self.tables, head=self.tables, kv=self.kv)
+        tables = self.tables
+        return self.shape.load(
+            self.weights, embedding=tables, head=tables, kv=self.kv, rows=self.batch
+        )
 
     @property
     def operands(self) -> str:
@@ -63,7 +66,7 @@ class Setting:
 
     def step(self, load: Load | None = None, positions: int = 1) -> Step:
         """One decode step; `load` replaces this model's."""
-        link = self.device.fastest_link
+        link = self.device.link_between(self.devices)
         return roofline.decode_step(
             self.load if load is None else load,
             self.device.bandwidth_gb_per_s,

@@ -38,6 +38,7 @@ PHASES = (
     "plan",
     "convert",
     "noise",
+    "serve",
 )
 KINDS = ("measured", "extrapolated", "predicted")
 
@@ -270,7 +271,7 @@ class Store:
         """Writes results.json, results.csv and report.md, each whole or not at all."""
         lines = [json.dumps(record.to_dict(), allow_nan=False) for record in self.records]
         self._replace("results.json", "[\n" + ",\n".join(lines) + "\n]\n")
-        self._replace("results.csv", _csv(self.records))
+        self._replace("results.csv", records_csv(self.records))
         self._replace("report.md", report(self.records))
 
     def _replace(self, name: str, text: str) -> None:
@@ -301,7 +302,7 @@ def _drop_torn_line(file) -> None:
         file.truncate(whole)
 
 
-def _csv(records: list[Record]) -> str:
+def records_csv(records: list[Record]) -> str:
     """One row a record; samples in one cell, separated by spaces; a column per metric used."""
     used = [name for name in METRICS if any(name in record.metrics for record in records)]
     plain = [f.name for f in dataclasses.fields(Record) if f.name not in ("samples", "metrics")]

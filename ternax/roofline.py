@@ -29,6 +29,7 @@ class Load:
       all_reduces: of a step when each layer is split over devices, each of
         `all_reduce_bytes` a row.
       launches: kernels of a step that nothing fuses.
+      idle_bytes: resident weights that this step does not read: experts no row chose.
     """
 
     projection_bytes: float
@@ -43,11 +44,12 @@ class Load:
     all_reduces: int
     all_reduce_bytes: float
     launches: int
+    idle_bytes: float = 0.0
 
     @property
     def weight_bytes(self) -> float:
         """Resident bytes of the whole model."""
-        return self.projection_bytes + self.head_bytes + self.embedding_bytes
+        return self.projection_bytes + self.head_bytes + self.embedding_bytes + self.idle_bytes
 
     @property
     def read_bytes(self) -> float:

@@ -15,6 +15,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "BUILD.md", *sorted((ROOT / "docs").glob("*.md"))]
 GALLERY = (ROOT / "docs" / "gallery.md").read_text()
 COMMANDS = re.findall(r"^python -m experiments\.(\w+) (.*)$", GALLERY, re.MULTILINE)
+BOOK = (ROOT / "docs" / "book.md").read_text()
+COMMANDS += re.findall(r"`python -m experiments\.(\w+) ?([^`]*)`", BOOK)
 SCRIPTS = re.findall(r"`python ((?:results|docs)/[^`]*)`", GALLERY)
 
 
@@ -42,7 +44,7 @@ def test_the_gallery_shows_every_picture_and_its_records():
 
 
 @pytest.mark.parametrize("name, words", COMMANDS)
-def test_a_command_of_the_gallery_parses(name, words):
+def test_a_command_of_the_gallery_or_the_book_parses(name, words):
     args = importlib.import_module(f"ternax.experiments.{name}").COMMAND.parse(shlex.split(words))
     assert args.given == {word[2:].partition("=")[0] for word in shlex.split(words)}
 
@@ -50,6 +52,25 @@ def test_a_command_of_the_gallery_parses(name, words):
 @pytest.mark.parametrize("words", SCRIPTS)
 def test_a_script_of_the_gallery_is_there_with_what_it_reads(words):
     assert [word for word in words.split() if not (ROOT / word).exists()] == []
+
+
+def test_every_document_with_claims_has_a_chapter_of_the_book():
+    documents = {path.name for path in (ROOT / "experiments" / "claims").glob("*.yaml")}
+    assert documents == set(re.findall(r"^## .*\(`([\w-]+\.yaml)`\)$", BOOK, re.MULTILINE))
+
+
+def plans() -> list[str]:
+    """The book's plans: quick enough to be run as they stand."""
+    found = [words for name, words in COMMANDS if name == "plan" and f"plan {words}`" in BOOK]
+    return [words for words in found if "--compile" not in words]  # takes a compiler
+
+
+@pytest.mark.parametrize("words", plans())
+def test_a_plan_of_the_book_is_answered(words, tmp_path, capsys, monkeypatch):
+    plan = importlib.import_module("ternax.experiments.plan")
+    monkeypatch.setattr(plan.plan_table, "draw", lambda *args: None)
+    assert plan.main([*shlex.split(words), f"--output_dir={tmp_path}"]) == 0
+    assert "predicted" in capsys.readouterr().out
 
 
 def test_every_section_of_the_gallery_says_how_it_was_made():

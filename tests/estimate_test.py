@@ -65,6 +65,20 @@ def test_line_is_the_weighted_fit_of_numpy():
     assert found.worst_share == pytest.approx(np.max(np.abs(t - fixed - slope * x) / t))
 
 
+def test_a_line_beyond_its_points_says_how_sure_it_is():
+    """Against the full covariance of numpy's fit; two points leave no interval."""
+    random = np.random.default_rng(3)
+    x = np.array([4.0, 8, 10, 4, 8, 10])
+    t = (3 + 2 * x) * (1 + 0.02 * random.standard_normal(6))
+    fit = estimate.line(x.tolist(), t.tolist())
+    (slope, fixed), covariance = np.polyfit(x, t, 1, w=1 / t, cov=True)
+    found, row = fit.at(80), np.array([80, 1])
+    assert found.value == pytest.approx(80 * slope + fixed)
+    reach = estimate.t_quantile(4) * np.sqrt(row @ covariance @ row)
+    assert (found.high - found.value, found.value - found.low) == pytest.approx((reach, reach))
+    assert estimate.line([1, 3], [5, 9]).at(5) == estimate.Interval(13, None, None, 2)
+
+
 def test_line_through_two_points_is_exact():
     found = estimate.line([1, 3], [5, 9])
     assert (found.fixed, found.slope) == pytest.approx((3, 2))

@@ -40,6 +40,10 @@ def test_links():
     assert LINKS["nvlink4"].gb_per_s / LINKS["pcie5"].gb_per_s == pytest.approx(7.03, abs=0.01)
     assert get_device("h100").fastest_link is LINKS["nvlink4"]
     assert get_device("l40s").fastest_link is LINKS["pcie4"]
+    # A bridge stands between two cards.
+    assert get_device("h100-pcie").link_between(2).name == "NVLink 4 bridge"
+    assert get_device("h100-pcie").link_between(4) is LINKS["pcie5"]
+    assert get_device("m1-pro").link_between(2) is None
 
 
 def test_names():

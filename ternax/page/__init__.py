@@ -68,6 +68,7 @@ def _device(device: Device) -> dict:
         "memory_bytes_at_most": device.memory_bytes_at_most,
         "link_gb_per_s": link.gb_per_s if link else None,
         "link": link.name if link else None,
+        "link_joins": link.joins if link else None,
     }
 
 

@@ -85,7 +85,9 @@ function decode_step(load, device, peak_tflops, { batch, context, devices, effic
   const sent = batch * load.all_reduce_bytes;
   const memory_s = weights_s + kv_s + head_s + activations_s;
   const extra_s = Math.max(0, computing - memory_s);
-  const collectives_s = load.all_reduces * all_reduce_s(sent, devices, device.link_gb_per_s);
+  // A bridge joins two; more talk over the bus.
+  const link_gb_per_s = devices > (device.link_joins ?? 1) ? device.pcie.gb_per_s : device.link_gb_per_s;
+  const collectives_s = load.all_reduces * all_reduce_s(sent, devices, link_gb_per_s);
   const total_s = memory_s + extra_s + collectives_s;
   return { weights_s, kv_s, head_s, activations_s, compute_s: extra_s, collectives_s, total_s,
     memory_s, tokens_per_s: batch / total_s };

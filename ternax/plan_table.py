@@ -1,0 +1,117 @@
+"""Layouts as text for a screen of 100 columns, and as a picture."""
+
+import pathlib
+
+from ternax import drawing, planner
+from ternax.planner import Efficiency, Layout
+from ternax.table import rate, row
+
+PARTS = ("weights", "head", "kv", "activations", "compute", "collectives", "launches")
+
+
+def price_source(one: Layout) -> str:
+    """Who asked it and when."""
+    if one.terms.usd_per_h is not None:
+        return "--usd_per_hour"
+    return one.setting.device.price_source.partition(" (")[0]
+
+
+def detail(one: Layout, efficiency: dict[str, Efficiency]) -> list[str]:
+    """One layout for a screen: memory, rate, step, use of the device, cost."""
+    at, step = one.setting, one.step
+    gib = {part: size / 2**30 for part, size in one.bytes.items()}
+    memory = " + ".join(f"{part} {size:.2f}" for part, size in gib.items() if size >= 0.005)
+    parts = [(part, getattr(step, f"{part}_s")) for part in PARTS]
+    shares = [f"{part} {1e3 * s:.3g}" for part, s in parts if s > step.total_s / 2000]
+    lines = [
+        row("plan", f"{at.shape.name} on {planner.name(one)}, context {at.context}: predicted"),
+        row(
+            "memory",
+            f"{memory} = {one.resident_bytes / 2**30:.2f} GiB a device, of "
+            f"{one.memory_bytes / 2**30:.2f}: {'fits' if one.fits else 'DOES NOT FIT'}",
+        ),
+        row(
+            "rate",
+            f"{rate(one.tokens_per_s)} tokens/s, {rate(one.tokens_per_s_each)} for each sequence; "
+            f"bound {rate(one.replicas * one.bound.tokens_per_s)}; first token of a prompt of "
+            f"{at.context} after {rate(1e3 * one.ttft_s)} ms at least",
+        ),
+        row(
+            "expects",
+            f"{100 * at.efficiency:.3g} % of both limits: {efficiency[at.device.name].source}",
+        ),
+        row("step", f"{' + '.join(shares)} = {1e3 * step.total_s:.4g} ms"),
+        row("uses", f"{100 * one.mbu:.1f} % of the bandwidth (MBU), {100 * one.mfu:.2g} % (MFU)"),
+    ]
+    price = "no price known"
+    if one.usd_per_million_tokens is not None:
+        price = (
+            f"${one.usd_per_million_tokens:.3g} a million tokens at ${one.usd_per_h:.3g}/h "
+            f"({price_source(one)})"
+        )
+    lines.append(row("cost", f"{price}; {one.joules_per_token:.3g} J/token at full rated power"))
+    return lines
+
+
+def comparison(found: list[Layout]) -> list[str]:
+    """Several layouts as a table of at most 100 columns."""
+    lines = [
+        f"  {'layout':40}{'tokens/s':>9}{'each':>7}{'ms':>8}{'GiB':>7}{'MBU':>6}{'MFU':>6}"
+        f"{'$/Mtok':>9}{'J/tok':>7}"
+    ]
+    for one in found:
+        dollars = one.usd_per_million_tokens
+        cells = (
+            f"{' ' if one.fits else '!'} {planner.name(one):40}{rate(one.tokens_per_s):>9}"
+            f"{rate(one.tokens_per_s_each):>7}{rate(1e3 * one.step.total_s):>8}"
+            f"{one.resident_bytes / 2**30:>7.1f}{100 * one.mbu:>5.0f}%{100 * one.mfu:>5.0f}%"
+            f"{'' if dollars is None else f'{dollars:.3g}':>9}{one.joules_per_token:>7.3g}"
+        )
+        lines.append(cells)
+    if not all(one.fits for one in found):
+        lines.append("! does not fit")
+    return lines
+
+
+def needed(one: Layout, target: float) -> str:
+    """The inverse: what a single device would have to read."""
+    need = planner.bandwidth_needed_gb_per_s(one, target)
+    return (
+        f"{rate(need)} GB/s of one device for {target:g} tokens/s of each sequence in "
+        f"{one.setting.weights}, batch {one.setting.batch}, at this efficiency; "
+        f"{rate(need * one.setting.efficiency)} if all of it were reached"
+    )
+
+
+def compiled_line(one: Layout, told) -> str:
+    """The compiler's bytes beside the planned ones."""
+    planned = one.resident_bytes - one.bytes["activations"]
+    return (
+        f"arguments {told.argument_bytes / 2**30:.2f} GiB, "
+        f"{100 * (planned / told.argument_bytes - 1):+.2f} % planned; temporaries of prefill "
+        f"{told.prefill_bytes / 2**30:.3f}, of a step {told.decode_bytes / 2**30:.3f} GiB; "
+        f"{told.collectives} collectives"
+    )
+
+
+def draw(found: list[Layout], target: pathlib.Path) -> pathlib.Path | None:
+    """A step of each layout by part, as bars; None without matplotlib."""
+    pyplot = drawing.pyplot()
+    if pyplot is None:
+        return None
+    height = 1.4 + 0.35 * len(found)
+    figure, axis = pyplot.subplots(figsize=(9, height), layout="constrained")
+    names, left = [planner.name(one) for one in found], [0.0] * len(found)
+    for part in PARTS:
+        width = [1e3 * getattr(one.step, f"{part}_s") for one in found]
+        if max(width):
+            axis.barh(range(len(found)), width, left=left, label=part)
+            left = [a + b for a, b in zip(left, width, strict=True)]
+    axis.set_yticks(range(len(found)), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("predicted ms per step")
+    axis.set_title(f"{found[0].setting.shape.name}, context {found[0].setting.context}", loc="left")
+    axis.legend(fontsize=7)
+    figure.savefig(target, dpi=120)
+    pyplot.close(figure)
+    return target
