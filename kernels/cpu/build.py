@@ -21,7 +21,17 @@ import tempfile
 import jax
 
 _HERE = pathlib.Path(__file__).resolve().parent
-_HEADERS = ("memory", "processor", "parallel", "order", "body", "isa", "product", "glue", "attention")
+_HEADERS = (
+    "memory",
+    "processor",
+    "parallel",
+    "order",
+    "body",
+    "isa",
+    "product",
+    "glue",
+    "attention",
+)
 _SOURCES = ("kernels.cc", *(f"{name}.h" for name in _HEADERS))
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread")
 TARGETS = (
