@@ -20,6 +20,7 @@ from ternax.nn.mlp import MLP
 from ternax.nn.norm import RMSNorm
 from ternax.nn.rope import rope_table
 from ternax.nn.table import PackedTable, Table
+from ternax.sharding import Layout, spread
 
 
 class Block(nnx.Module):
@@ -51,12 +52,15 @@ class Decoder(nnx.Module):
       layers: one Block, every leaf with a leading axis of num_layers.
       norm: the final RMSNorm.
       head: the table logits are read from; absent when tied to the embedding.
+      layout: how its variables lie on a mesh; its modules are then those of one device, and run
+        inside `sharding.spread`. None: they are whole.
     """
 
     sub_norms = False
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
+        self.layout: Layout | None = None
         self.embedding: Table | PackedTable = Table(
             config.vocab_size, config.hidden_size, rngs=rngs, std=table_std(config, "embedding")
         )
@@ -78,6 +82,8 @@ class Decoder(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens: int32 [B, T] -> logits f32 [B, T, V]; full causal forward, no cache."""
         graph, state = nnx.split(self)
+        if self.layout is not None:
+            return _split_logits(graph, self.layout, state, tokens)
         return _logits(graph, state, tokens)
 
     def forward(
@@ -130,3 +136,13 @@ class Decoder(nnx.Module):
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(graph, state, tokens):
     return nnx.merge(graph, state).forward(tokens)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _split_logits(graph, layout: Layout, state, tokens):
+    rows = layout.partition(["batch"] if tokens.shape[0] % layout.batch == 0 else [None])
+
+    def body(state, tokens):
+        return nnx.merge(graph, state).forward(tokens)[0]
+
+    return spread(layout, body, (layout.specs(state), rows), rows)(state, tokens)
