@@ -11,7 +11,7 @@ from ternax.provenance import environment
 from ternax.table import row
 
 # Flags of a run of several processes; the last tells them apart.
-OF_PROCESSES = ("coordinator", "processes", "heartbeat_s", "step_timeout_s", "process")
+OF_PROCESSES = ("coordinator", "processes", "heartbeat_s", "join_s", "step_timeout_s", "process")
 
 
 def mesh_flags(define) -> None:
@@ -41,6 +41,9 @@ def mesh_flags(define) -> None:
         lower=1,
     )
     define.integer(
+        "join_s", processes.JOIN_S, "seconds that processes wait for one another to come", lower=1
+    )
+    define.integer(
         "step_timeout_s", 600, "seconds after which a step of several processes hangs", lower=1
     )
 
@@ -64,7 +67,7 @@ def mesh_of(args):
         raise UsageError(f"--mesh={args.mesh} has {count} devices, not to be shared by {parts}")
     mesh.share_processor(count // parts)
     if member is not None:
-        processes.join(member, says(args.command_line), args.heartbeat_s)
+        processes.join(member, says(args.command_line), args.heartbeat_s, args.join_s)
         watchdog.arm(args.step_timeout_s, f"process {member.index}")
         if member.index:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)

@@ -17,11 +17,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
-from ternax.errors import PeerFailed
+from ternax.errors import PeerFailed, Preempted
 
 # What is left of a run that lost a process may still write; then it is killed.
 _GRACE_S = 5.0
 _POLL_S = 0.05
+# For saving, when told to end.
+_SAVE_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,17 +114,25 @@ def run(
                     env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 )
             children.append(Child(index, process, said))
-        with _passing_on(children):
-            return watch(children, heartbeat_s)
+        with _passing_on(children) as passed:
+            return watch(children, heartbeat_s, passed)
 
 
-def watch(children: Sequence[Child], heartbeat_s: float) -> Ending:
-    """Waits until all ended well, or until one is lost; then the rest is ended."""
-    while True:
-        now = time.monotonic()
+def watch(
+    children: Sequence[Child], heartbeat_s: float, passed: Sequence[signal.Signals] = ()
+) -> Ending:
+    """Waits until all ended well, or until one is lost; then the rest is ended.
+
+    passed: signals that all were sent: they may save what they have, and are not lost then.
+    """
+    now = time.monotonic()
+    while not passed:
+        before, now = now, time.monotonic()
         for child in children:
-            stopped = child.is_stopped()
-            child.stopped_since = (child.stopped_since or now) if stopped else None
+            if not child.is_stopped():
+                child.stopped_since = None
+            elif child.stopped_since is None or now - before > 1:  # this process was stopped too
+                child.stopped_since = now
         codes = [child.code for child in children]
         if all(code == 0 for code in codes):
             return Ending(0)
@@ -137,6 +147,14 @@ def watch(children: Sequence[Child], heartbeat_s: float) -> Ending:
             _end(children)
             return ending
         time.sleep(_POLL_S)
+    end = time.monotonic() + _SAVE_S
+    while time.monotonic() < end and any(child.code is None for child in children):
+        time.sleep(_POLL_S)
+    _end(children)
+    said = next((child.error() for child in children if child.error()), "what was done is kept")
+    saved = any(child.code == Preempted.exit_code for child in children)
+    code = Preempted.exit_code if saved else 128 + passed[0]
+    return Ending(code, f"told to end by {passed[0].name}: {said}")
 
 
 def _settle(children: Sequence[Child]) -> None:
@@ -194,15 +212,19 @@ def _end(children: Sequence[Child]) -> None:
 
 
 @contextlib.contextmanager
-def _passing_on(children: Sequence[Child]) -> Iterator[None]:
+def _passing_on(children: Sequence[Child]) -> Iterator[list[signal.Signals]]:
+    """Hands SIGTERM and SIGINT on; yields those that came."""
+    passed: list[signal.Signals] = []
+
     def pass_on(number, frame):
+        passed.append(signal.Signals(number))
         for child in children:
             if child.code is None:
                 child.process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield passed
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

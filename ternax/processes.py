@@ -8,16 +8,17 @@ or, where that waits for ever, when the runtime has missed its heartbeat.
 import dataclasses
 import os
 import re
-import socket
 import sys
+import time
 from collections.abc import Mapping
 
-from ternax.errors import PeerFailed, UsageError
+from ternax import roll_call
+from ternax.errors import UsageError
 
 HEARTBEAT_S = 20
 # How long the processes of a run wait for one another at its beginning.
 JOIN_S = 60
-_KEY = "ternax/run/"
+_LAST_WORDS_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Member:
 
     index: int = 0
     count: int = 1
-    coordinator: str | None = None
+    coordinator: str = ""
 
 
 _member = Member()
@@ -47,13 +48,15 @@ def find(
     """
     given = [coordinator is not None, count is not None, index is not None]
     if not any(given):
-        tasks = environ.get("SLURM_NTASKS", "1")
-        if "SLURM_PROCID" not in environ or tasks == "1":
+        count = int(environ.get("SLURM_NTASKS", "1"))
+        if "SLURM_PROCID" not in environ or count == 1:
             return None
-        return Member(int(environ["SLURM_PROCID"]), int(tasks))
-    if not all(given):
+        node = _first_node(environ["SLURM_JOB_NODELIST"])
+        # Two jobs on a node need two ports.
+        port = 12288 + int(environ["SLURM_JOB_ID"]) % 4096
+        return Member(int(environ["SLURM_PROCID"]), count, f"{node}:{port}")
+    if coordinator is None or count is None or index is None:
         raise UsageError("--coordinator, --processes and --process go together, found some of them")
-    assert coordinator is not None and count is not None and index is not None
     if not re.fullmatch(r".+:[1-9]\d{0,4}", coordinator):
         raise UsageError(f"--coordinator must be host:port, found {coordinator!r}")
     if index >= count:
@@ -74,76 +77,28 @@ def join(member: Member, says: str, heartbeat_s: int = HEARTBEAT_S, join_s: int 
       UsageError: a port that is taken.
     """
     global _member
+    roll_call.call(member.coordinator, member.count, member.index, says, join_s)
     import jax
 
-    if member.index == 0 and member.coordinator is not None:
-        _check_port(member.coordinator)
-    explicit = {}
-    if member.coordinator is not None:
-        explicit = dict(
-            coordinator_address=member.coordinator,
-            num_processes=member.count,
-            process_id=member.index,
-        )
     # Else JAX's notifier takes SIGTERM for itself, and nothing is saved.
     jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(
-            **explicit,
-            initialization_timeout=join_s,
-            heartbeat_timeout_seconds=heartbeat_s,
-            shutdown_timeout_seconds=heartbeat_s,
-        )
-    except Exception as error:
-        raise PeerFailed(_who_is_missing(member, str(error), join_s)) from error
-    _member = member
-    _agree(member, says, join_s)
-
-
-def _check_port(coordinator: str) -> None:
-    """UsageError where another program listens on the coordinator's port of this machine."""
-    port = int(coordinator.rpartition(":")[2])
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise UsageError(
-                f"--coordinator={coordinator}: port {port} is taken on this machine "
-                f"({error.strerror}): name another"
-            ) from error
-
-
-def _who_is_missing(member: Member, why: str, join_s: int) -> str:
-    tasks = sorted({int(found) for found in re.findall(r"task:(\d+)", why)} - {member.index})
-    those = ", ".join(map(str, tasks)) or ("0" if member.index else "a peer")
-    at = f" at {member.coordinator}" if member.coordinator else ""
-    return (
-        f"process {those} did not come within {join_s} s{at}: expected {member.count} processes, "
-        "each with its own --process; start what is missing, or correct --processes"
+    jax.distributed.initialize(
+        coordinator_address=member.coordinator,
+        num_processes=member.count,
+        process_id=member.index,
+        initialization_timeout=join_s,
+        heartbeat_timeout_seconds=heartbeat_s,
+        shutdown_timeout_seconds=heartbeat_s,
     )
+    _member = member
 
 
-def _agree(member: Member, says: str, join_s: int) -> None:
-    """PeerFailed, with the first difference, unless all processes say the same."""
-    from jax._src.distributed import global_state
-
-    client = global_state.client
-    client.key_value_set(f"{_KEY}{member.index}", says)
-    for index in range(member.count):
-        try:
-            other = client.blocking_key_value_get(f"{_KEY}{index}", 1000 * join_s)
-        except Exception as error:
-            raise PeerFailed(f"process {index} went away before it said what it runs") from error
-        if other != says:
-            mine, theirs = (text.split("\n") for text in (says, other))
-            pairs = [(a, b) for a, b in zip(mine, theirs, strict=False) if a != b]
-            a, b = pairs[0] if pairs else (f"{len(mine)} lines", f"{len(theirs)} lines")
-            raise PeerFailed(
-                f"process {index} runs something else: {b!r}, process {member.index}: {a!r}; all "
-                "processes of a run take the same command"
-            )
-
+def _first_node(nodes: str) -> str:
+    """The first host of SLURM's list: "node[03-07,11],gpu1" -> "node03"."""
+    found = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
+    if found is None:
+        raise UsageError(f"SLURM_JOB_NODELIST names no host, found {nodes!r}")
+    return found[1] + (found[2] or "")
 
 
 def leave(code: int) -> int:
@@ -154,6 +109,9 @@ def leave(code: int) -> int:
     if _member.count > 1 and code:
         sys.stdout.flush()
         sys.stderr.flush()
+        if _member.index == 0:
+            # With it goes the runtime's service, and then the others are aborted: after they spoke.
+            time.sleep(_LAST_WORDS_S)
         os._exit(code)
     return code
 

@@ -24,7 +24,8 @@ LAYERS = (
         "ternax.roofline",
         "ternax.table",
     ),
-    ("ternax.processes", "ternax.watchdog"),
+    ("ternax.roll_call", "ternax.watchdog"),
+    ("ternax.processes",),
     (
         "ternax.config",
         "ternax.data",
