@@ -20,8 +20,8 @@ def mesh_flags(define) -> None:
     define.string(
         "mesh",
         None,
-        "devices along data (the batch) and tensor (every matrix, the cache): data:2,tensor:4; on "
-        "a processor they share its cores and memory",
+        "devices along data (the batch), tensor (every matrix, the cache) and, in training, fsdp "
+        "(batch and weights): data:2,tensor:4; on a processor they share its cores and memory",
         form="AXIS:N,...",
         default_text="one device",
     )

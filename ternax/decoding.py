@@ -16,7 +16,7 @@ from ternax.errors import DoesNotFit, Interrupted, OutputError
 from ternax.interrupt import Stop
 from ternax.record import Record, Store
 from ternax.sharding import layout_for
-from ternax.workload import Workload, backend_name, first_device, sharing
+from ternax.workload import Workload, backend_name, first_device
 
 # A timed call of the device loop lasts about this long: long against the 1 ms a call
 # costs the host, short enough that Ctrl-C is answered and samples are many.
@@ -99,7 +99,7 @@ class DecodeRun:
         self.layout = layout_for(mesh, config)
         devices = self.layout.mesh.size if self.layout else 1
         # Devices whose bytes lie in the memory that is planned, measured and read here.
-        self._sharing = sharing(self.device) if self.layout else 1
+        self._sharing = measure.sharing(self.device) if self.layout else 1
         name = measure.device_name(self.device)
         self.common = dict(
             experiment="decode",
@@ -252,6 +252,7 @@ class DecodeRun:
                     scheme=config.scheme,
                     inputs=config.inputs,
                     layers=config.num_layers,
+                    mesh=self.layout.mesh if self.layout else None,
                     **packing,
                 )
             else:

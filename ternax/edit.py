@@ -154,6 +154,14 @@ def as_part(part: Decoder, whole: Decoder, layout: Layout) -> Decoder:
     return part
 
 
+def check_whole(model: Decoder, what: str) -> None:
+    """UsageError where matrices are split over devices: `what` reads and changes whole ones."""
+    if model.layout is not None and model.layout.across:
+        raise UsageError(
+            f"{what}: the model is split over {model.layout}: load it without a mesh, or over data"
+        )
+
+
 def fuse(parts: list[Packed]) -> Packed:
     """Joins matrices of equal K along N. Each part keeps its scales, spread over its rows."""
     first = parts[0]

@@ -73,8 +73,9 @@ def load(
       UsageError: an unknown name, or stored weights asked to be what they are not.
       BadModelFile: a file or directory that holds no whole model.
     """
-    if packing and not packed:
-        raise UsageError(f"load: {', '.join(packing)} belong to packed=True")
+    if (packing or mesh is not None) and not packed:
+        given = [*packing, *["mesh"] * (mesh is not None)]
+        raise UsageError(f"load: {', '.join(given)} belong to packed=True")
     if isinstance(source, ModelConfig):
         config = source
     else:
@@ -86,7 +87,13 @@ def load(
                     "it out, or take weights='random'"
                 )
             return load_stored(
-                found, scheme=scheme, inputs=inputs, packed=packed, layers=layers, **packing
+                found,
+                scheme=scheme,
+                inputs=inputs,
+                packed=packed,
+                layers=layers,
+                mesh=mesh,
+                **packing,
             )
         config = found.config
     config = first_layers(with_scheme(config, scheme, inputs), layers)

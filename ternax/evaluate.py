@@ -18,6 +18,7 @@ from flax import nnx
 from ternax.errors import NumericCheckFailed, UsageError
 from ternax.estimate import Interval
 from ternax.models import Decoder
+from ternax.models.decoder import logits_of
 from ternax.resample import MIN_GROUPS, bootstrap_ratio, clustered_share
 
 # Sequences that go through the model together, where the caller does not say.
@@ -230,7 +231,7 @@ def _check(model: Decoder, sequences: np.ndarray) -> None:
 
 def log_softmax(graph, leaves, inputs):
     """(logits, log-probabilities), f32 [B, T, V] each."""
-    logits = nnx.merge(graph, leaves).forward(inputs)[0]
+    logits = logits_of(graph, leaves, inputs)
     return logits, jax.nn.log_softmax(logits, axis=-1)
 
 

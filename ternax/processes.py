@@ -8,6 +8,7 @@ or, where that waits for ever, when the runtime has missed its heartbeat.
 import dataclasses
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -36,6 +37,22 @@ _member = Member()
 def current() -> Member:
     """This process: the only one, unless `join` was called."""
     return _member
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return _member.index == 0
+
+
+def agreed(seen: signal.Signals | None) -> signal.Signals | None:
+    """The signal that any process of the run has seen, the same in all; all must ask at once."""
+    if _member.count == 1:
+        return seen
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    found = int(multihost_utils.process_allgather(np.int32(seen or 0)).max())
+    return signal.Signals(found) if found else None
 
 
 def find(

@@ -44,7 +44,7 @@ class Workload:
         """What it needs with this model on this machine. UsageError where it cannot be done."""
         available = cost.available_bytes(device)
         if layout is not None and available is not None:
-            available //= sharing(device)
+            available //= measure.sharing(device)
         return cost.plan(
             config,
             batch=self.batch,
@@ -69,13 +69,6 @@ class Workload:
         random = np.random.default_rng(self.seed)
         shape = (self.batch, self.prompt_length)
         return random.integers(0, config.vocab_size, shape, dtype=np.int32)
-
-
-def sharing(device) -> int:
-    """Devices of this process that share a memory: all of them on a host, else one."""
-    import jax
-
-    return jax.local_device_count() if measure.on_host(device) else 1
 
 
 def prompt_bytes(prompt: str) -> bytes:

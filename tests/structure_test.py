@@ -53,6 +53,7 @@ LAYERS = (
     ("ternax.interop",),
     ("ternax.checkpoint.box",),
     ("ternax.engine", "ternax.cost", "ternax.evaluate"),
+    ("ternax.placement", "ternax.run_folder"),
     ("ternax.robustness", "ternax.train"),
     ("ternax.noise_study", "ternax.training"),
     ("ternax.harness", "ternax.workload"),

@@ -5,8 +5,6 @@ loops over the layer index, so compile time does not grow with depth. Packed lea
 go into the loop whole, with the index; all other leaves are cut to one layer.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -82,8 +80,6 @@ class Decoder(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens: int32 [B, T] -> logits f32 [B, T, V]; full causal forward, no cache."""
         graph, state = nnx.split(self)
-        if self.layout is not None:
-            return _split_logits(graph, self.layout, state, tokens)
         return _logits(graph, state, tokens)
 
     def forward(
@@ -133,16 +129,19 @@ class Decoder(nnx.Module):
         return x, cache
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(graph, state, tokens):
-    return nnx.merge(graph, state).forward(tokens)[0]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _split_logits(graph, layout: Layout, state, tokens):
+def logits_of(graph, state, tokens: jax.Array) -> jax.Array:
+    """Full causal logits f32 [B, T, V] of a model as `nnx.split` gives it; for use inside jit."""
+    model = nnx.merge(graph, state)
+    layout = model.layout
+    if layout is None:
+        return model.forward(tokens)[0]
+    # A batch that does not divide is computed whole on every part.
     rows = layout.partition(["batch"] if tokens.shape[0] % layout.batch == 0 else [None])
 
     def body(state, tokens):
         return nnx.merge(graph, state).forward(tokens)[0]
 
     return spread(layout, body, (layout.specs(state), rows), rows)(state, tokens)
+
+
+_logits = jax.jit(logits_of, static_argnums=0)
