@@ -15,7 +15,7 @@ from ternax.sharding import Layout
 
 _ELEMENT_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}
 _OPCODES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_LINE = re.compile(rf"= (\(?[^=]*?) ({'|'.join(_OPCODES)})(?:-start)?\((.*)")
+_LINE = re.compile(rf"= (\(?[^=]*?) ({'|'.join(_OPCODES)})(-start)?\((.*)")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -68,12 +68,12 @@ def of_program(text: str, layers: int) -> list[Collective]:
         match = _LINE.search(line)
         if match is None:
             continue
-        result, kind, rest = match.groups()
+        result, kind, started, rest = match.groups()
         name = re.search(r'op_name="([^"]*)"', rest)
         inner = name is not None and name[1].count("while/body") >= 2
         # What is started gives its operand back beside its result, which is the last.
         sizes = [_nbytes(*array) for array in re.findall(r"(\w+)\[([\d,]*)\]", result)]
-        size = sum(sizes) if kind == "all-reduce" else sizes[-1]
+        size = sum(sizes) if kind == "all-reduce" and not started else sizes[-1]
         found.append(Collective(kind, size, layers if inner else 1))
     return merged(found)
 

@@ -57,7 +57,7 @@ LAYERS = (
     ("ternax.robustness", "ternax.train"),
     ("ternax.noise_study", "ternax.training"),
     ("ternax.harness", "ternax.workload"),
-    ("ternax.steps",),
+    ("ternax.ahead", "ternax.steps"),
     ("ternax.decoding",),
     ("ternax.peer",),
     ("ternax.comparison", "ternax.crash", "ternax.launch"),

@@ -8,7 +8,8 @@ from ternax.random_weights import random_model
 
 def bits(model):
     leaves = jax.tree_util.tree_flatten_with_path(nnx.state(model))[0]
-    return {str(path): (leaf.shape, leaf.sharding.spec, np.asarray(leaf).tobytes())
+    return {str(path): [(leaf.shape, shard.device.id, np.asarray(shard.data).tobytes())
+                        for shard in leaf.addressable_shards]
             for path, leaf in leaves}
 
 for name, scheme in (("tiny-llama", "absmean"), ("tiny-bitnet", "int4,group_size=16")):
