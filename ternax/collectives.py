@@ -34,22 +34,24 @@ class Collective:
 
 
 def planned(layout: Layout, batch: int) -> list[Collective]:
-    """Those of one decode step of a packed model with int8 or float inputs and one scale along K.
+    """Those of one decode step of a packed model, floats or integers with one scale along K.
 
-    A layer adds partial sums twice, int32 of [rows, D]; float inputs travel as three digits. In
-    front of each stands the maximum that rows are quantized with, and where there are sub-norms
-    the mean of squares: a float a row. A split table adds the embedded rows and gathers logits.
+    A layer adds partial sums twice, int32 of [rows, D], or f32 of float weights; float inputs of
+    integer weights travel as three digits. In front of each stands the maximum that rows are
+    quantized with, and where there are sub-norms the mean of squares: a float a row. A split
+    table adds the embedded rows and gathers logits.
     """
     if layout.across is None:
         return []
     config, rows = layout.config, batch // layout.batch
     width, layers = config.hidden_size, config.num_layers
-    digits = 1 if config.inputs == "int8" else 3
-    scalars = 2 * layers * (2 if config.family == "bitnet" else 1)
-    found = [
-        Collective("all-reduce", 4 * rows * width * digits, 2 * layers),
-        Collective("all-reduce", 4 * rows, scalars),
-    ]
+    floats = config.scheme.partition(",")[0] == "none"
+    digits = 1 if floats or config.inputs == "int8" else 3
+    quantized = config.inputs == "int8" or not floats
+    scalars = 2 * layers * (quantized + (config.family == "bitnet"))
+    found = [Collective("all-reduce", 4 * rows * width * digits, 2 * layers)]
+    if scalars:
+        found.append(Collective("all-reduce", 4 * rows, scalars))
     if layout.vocab_across:
         found += [
             Collective("all-reduce", 4 * rows * width, 1),

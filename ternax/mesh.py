@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from ternax.errors import UsageError
 
 AXES = ("data", "fsdp", "tensor")
-AUTO = "auto"
 
 
 def parse(text: str) -> dict[str, int]:
@@ -23,7 +22,7 @@ def parse(text: str) -> dict[str, int]:
         axis, _, size = part.strip().partition(":")
         if axis not in AXES or axis in seen or not size.isdecimal() or int(size) < 1:
             raise UsageError(
-                f"mesh: expected {AUTO} or sizes of {', '.join(AXES)}, each once, such as "
+                f"mesh: expected sizes of {', '.join(AXES)}, each once, such as "
                 f"data:2,tensor:4; found {text!r}"
             )
         seen.add(axis)
@@ -52,7 +51,7 @@ def make_mesh(sizes: Mapping[str, int], devices=None):
         kind = devices[0].device_kind
         raise UsageError(
             f"mesh {describe(sizes)} takes {count} device{'s' * (count > 1)}, found "
-            f"{len(devices)} ({kind}): sizes must multiply to what there is, or --mesh={AUTO}"
+            f"{len(devices)} ({kind}): sizes must multiply to what there is"
         )
     grid = np.array(devices).reshape([sizes[axis] for axis in AXES])
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -271,15 +271,15 @@ from ternax.steps import Steps
 from ternax.workload import Workload
 from tests import hlo
 
-for name, inputs, mesh in json.loads(sys.argv[1]):
-    config = small(name, inputs=inputs)
+for name, changes, mesh in json.loads(sys.argv[1]):
+    config = small(name, **changes)
     model = ternax.load(config, mesh=mesh_of(mesh))
     steps = Steps(model, Workload(batch=2, prompt_length=4, num_tokens=4))
     steps.compile_decode()
     text = steps.program_text()
     found = collectives.of_program(text, config.num_layers)
     planned = collectives.planned(model.layout, 2)
-    assert found == planned, (name, inputs, mesh, found, planned)
+    assert found == planned, (name, changes, mesh, found, planned)
     size = min(x.nbytes for x in (model.layers.attn.o.data[...], model.embedding.data[...]))
     assert hlo.copies(text, size // 2 // model.layout.tensor) == []
     print([(c.kind, c.nbytes, c.times) for c in found])
@@ -288,13 +288,18 @@ for name, inputs, mesh in json.loads(sys.argv[1]):
 
 def test_collectives_are_those_planned():
     """Counted in the compiled step: two sums a layer and their scales, and no weight moves."""
-    cases = [["tiny-llama", "int8", "tensor:4"], ["tiny-bitnet", "none", "data:2,tensor:2"]]
-    said = split.run(SMALL + _PROGRAMS, 8, json.dumps([*cases, ["tiny-llama", "int8", "data:2"]]))
-    llama, bitnet, data = said.splitlines()
+    cases = [
+        ["tiny-llama", {}, "tensor:4"],
+        ["tiny-bitnet", {"inputs": "none"}, "data:2,tensor:2"],
+        ["tiny-llama", {"scheme": "none", "inputs": "none"}, "tensor:2"],
+        ["tiny-llama", {}, "data:2"],
+    ]
+    llama, bitnet, floats, data = split.run(SMALL + _PROGRAMS, 8, json.dumps(cases)).splitlines()
     assert llama == str(
         [("all-gather", 4 * 2 * 264, 1), ("all-reduce", 4 * 2 * 64, 5), ("all-reduce", 8, 4)]
     )
     assert str(("all-reduce", 3 * 4 * 64, 4)) in bitnet  # three digits of one row
+    assert floats == str([("all-gather", 4 * 2 * 264, 1), ("all-reduce", 4 * 2 * 64, 5)])
     assert data == "[]"
 
 
