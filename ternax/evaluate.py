@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ternax import watchdog
 from ternax.errors import NumericCheckFailed, UsageError
 from ternax.estimate import Interval
 from ternax.models import Decoder
@@ -207,6 +208,7 @@ def _bits(nats: np.ndarray) -> np.ndarray:
 def batches(sequences: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, int]]:
     """([batch, ...] of [n, ...], how many rows of it count), the last one padded."""
     for first in range(0, len(sequences), batch):
+        watchdog.tick()
         rows = sequences[first : first + batch]
         yield np.pad(rows, ((0, batch - len(rows)), *[(0, 0)] * (rows.ndim - 1))), len(rows)
 
