@@ -19,7 +19,7 @@ from ternax.checkpoint.box import Source
 from ternax.config import ModelConfig, first_layers, with_scheme
 from ternax.decoding import DecodeRun, run
 from ternax.errors import DoesNotFit, UsageError
-from ternax.experiments import flags
+from ternax.experiments import flags, mesh_flag
 from ternax.experiments.progress import progress
 from ternax.interop.tokenizer import BYTES, Tokenizer, printable
 from ternax.record import Record, open_store
@@ -117,6 +117,7 @@ def planned(args) -> DecodeRun:
         layers_of=args.config.num_layers,
         flags_text=args.command_line,
         source=source,
+        mesh=mesh_flag.mesh_of(args),
     )
 
 
@@ -186,7 +187,7 @@ def decode(args) -> None:
         if args.output_dir:
             with open_store(args.output_dir, "decode", "", "") as store:
                 job.plan_only(store)
-        show(*fitted, *job.plan.lines(job.whole))
+        show(*fitted, *job.plan.lines(job.whole), *mesh_flag.table(job.layout, job.workload))
     if not job.plan.fits:
         raise DoesNotFit(job.plan.refusal())
     if args.plan_only:
@@ -198,6 +199,7 @@ def decode(args) -> None:
             f"{measure.device_name(job.device)}"
         )
         show(row("ternax", title), *fitted, *job.plan.lines(job.whole))
+        show(*mesh_flag.table(job.layout, job.workload))
         ways: dict[str, Any] = {"progress": progress}
         if args.prompt is not None:
             ways["listen"] = Voice(args.prompt, tokenizer_of(args, job.config))
@@ -320,7 +322,7 @@ def summary(record: Record, whole: int) -> str:
 def next_command(job: DecodeRun, args) -> str:
     """What to try next: the whole model, more rows, another scheme; the first that fits."""
     config, work = job.config, job.workload
-    without = {"output_dir", "profile_dir", "fit", "debug"}
+    without = {"output_dir", "profile_dir", "fit", "debug", *mesh_flag.OF_PROCESSES}
     if config.name != args.config.name:  # --fit=auto chose another, whole
         without |= {"layers", *(name for name in args.given if name.startswith("config."))}
     # The model, its workload, flags to leave out and flags to set.
@@ -350,7 +352,7 @@ def command(args, without: set[str], **changed) -> str:
 COMMAND = flags.Command(
     name="decode",
     summary="Decodes with a packed model and sets every number beside its bound.",
-    groups=(flags.model_flags, decode_flags, flags.run_flags),
+    groups=(flags.model_flags, decode_flags, mesh_flag.mesh_flags, flags.run_flags),
     examples=(
         ("--config=70b", "all 80 layers of the Llama-3 70B shape, random weights"),
         ("--config=8b --layers=4 --batch=4", "the first 4 layers of 8b, 4 sequences"),

@@ -4,7 +4,8 @@ import errno
 import os
 import sys
 
-from ternax.errors import TernaxError
+from ternax import processes
+from ternax.errors import PeerFailed, TernaxError
 
 
 def describe(error: BaseException) -> tuple[int, str]:
@@ -12,6 +13,8 @@ def describe(error: BaseException) -> tuple[int, str]:
     first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     if isinstance(error, TernaxError):
         return error.exit_code, str(error)
+    if processes.is_lost_peer(error):
+        return PeerFailed.exit_code, f"a peer process is gone or does not answer: {first}"
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):

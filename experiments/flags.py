@@ -38,7 +38,7 @@ import warnings
 
 from absl import flags as absl_flags
 
-from ternax import configs, measure
+from ternax import configs, measure, processes
 from ternax.checkpoint import box
 from ternax.config import INPUTS, ModelConfig
 from ternax.errors import UsageError
@@ -262,7 +262,7 @@ class Command:
                 traceback.print_exc()
             code, line = ending.describe(error)
             print(f"error: {' '.join(line.split())}", file=sys.stderr)
-            return code
+            return processes.leave(code)
 
     def _run(self, body, argv) -> int:
         if not {"--help", "-help", "-h", "--helpfull"}.isdisjoint(argv):

@@ -14,7 +14,7 @@ import textwrap
 from ternax import measure
 from ternax.checkpoint import box
 from ternax.errors import UsageError
-from ternax.experiments import flags
+from ternax.experiments import flags, mesh_flag
 from ternax.experiments.progress import progress
 from ternax.noise import make_noise
 from ternax.record import Record, open_store
@@ -100,13 +100,14 @@ def usual(spec: str) -> tuple[float, ...]:
 
 def robustness(args) -> None:
     """The command: load, look at the clean model, sweep, say what was found."""
-    from ternax import heldout, noise_study
+    from ternax import edit, heldout, noise_study
     from ternax import robustness as measured
 
     if args.threads is not None:
         measure.limit_threads(args.threads)
     if args.profile_dir:
         raise UsageError("--profile_dir is for experiments.decode: nothing is timed here")
+    mesh = mesh_flag.mesh_of(args)
     text = heldout.open_text(args.text)
     windows = measured.spread_windows(heldout.windows(text, args.length), args.sequences)
     source = box.find(args.config)
@@ -121,7 +122,8 @@ def robustness(args) -> None:
         text=f"{source.origin}; {text.source}, sha256 {text.sha256[:16]}",
         flags_text=args.command_line,
     )
-    model = load(args.config, text, args.seed)
+    model = load(args.config, text, args.seed, mesh)
+    edit.check_whole(model, "robustness")
     noise_study.check(study, model)
     with open_store(args.output_dir, "robustness", study.config, "noise") as store:
         with progress("robustness", None, "") as advance:
@@ -143,8 +145,8 @@ def robustness(args) -> None:
     print(f"wrote {store.directory}/results.json{drawn}")
 
 
-def load(source: str, text, seed: int):
-    """The packed model. UsageError where the text has tokens that it lacks."""
+def load(source: str, text, seed: int, mesh=None):
+    """The packed model, on each device of a mesh. UsageError where it lacks tokens of the text."""
     import ternax
 
     stored = box.find(source)
@@ -154,8 +156,8 @@ def load(source: str, text, seed: int):
             f"{stored.config.vocab_size} in {stored.config.name}"
         )
     if stored.directory is not None:
-        return ternax.load(source)
-    return ternax.load(source, seed=seed)
+        return ternax.load(source, mesh=mesh)
+    return ternax.load(source, seed=seed, mesh=mesh)
 
 
 LEGEND = textwrap.wrap(
@@ -298,7 +300,7 @@ def draw(records: list[Record], target: pathlib.Path) -> pathlib.Path | None:
 COMMAND = flags.Command(
     name="robustness",
     summary="Noise on a model: what it does to each layer and to the loss, measured and predicted.",
-    groups=(robustness_flags, flags.run_flags),
+    groups=(robustness_flags, mesh_flag.mesh_flags, flags.run_flags),
     examples=(
         ("--noise=bitflip --noise=stuck,at=1", "two noises on the model in the box"),
         ("--config=DIR --strengths=0.001,0.01 --draws=10", "rates of your own, a saved model"),

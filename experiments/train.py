@@ -13,7 +13,7 @@ import time
 from ternax import data
 from ternax.config import ModelConfig
 from ternax.errors import UsageError
-from ternax.experiments import flags
+from ternax.experiments import flags, mesh_flag
 from ternax.experiments.progress import progress
 from ternax.record import Record, open_store
 from ternax.table import binary, rate, row
@@ -84,10 +84,13 @@ def train(args) -> None:
     import jax
 
     from ternax import engine, measure
+    from ternax.placement import Placement
     from ternax.train import TrainSpec
 
     if args.threads is not None:
         measure.limit_threads(args.threads)
+    mesh = mesh_flag.mesh_of(args)
+    placement = None if mesh is None else Placement(mesh)
     if (args.teacher is None) != (args.distill == 0):
         raise UsageError("--teacher and --distill go together, found one of them")
     fields = {field.name for field in dataclasses.fields(TrainSpec)}
@@ -132,6 +135,7 @@ def train(args) -> None:
                     for name in ("save_every", "keep", "log_every", "teacher")
                 },
                 start=start,
+                placement=placement,
                 flags_text=args.command_line,
             )
         for record in records:
@@ -226,7 +230,7 @@ class Board:
 COMMAND = flags.Command(
     name="train",
     summary="Trains a model under a quantization scheme; the same command resumes.",
-    groups=(flags.model_flags, train_flags, flags.run_flags),
+    groups=(flags.model_flags, train_flags, mesh_flag.mesh_flags, flags.run_flags),
     examples=(
         ("--config=stdlib-bitnet", "the model in the box, from nothing"),
         ("--config=tiny-bitnet --scheme=twn --steps=500", "a quick one under another scheme"),

@@ -23,16 +23,18 @@ NUM_DIGITS = 3
 DIGIT_LIMIT = 127 * DIGIT_BASE * DIGIT_BASE
 
 
-def to_digits(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def to_digits(x: jax.Array, across: str | None = None) -> tuple[jax.Array, jax.Array]:
     """Splits float activations into exact int8 digits.
 
     x: float [M, K] -> (digits int8 [3, M, K], scale f32 [M, 1]) with
     x ~ (d0 + 128 d1 + 16384 d2) * scale. The scale is a power of two, so that scaling is
     exact and every platform makes the same digits: x is rounded, half to even, to 21 or
     22 bits of the row's maximum (1e-30 at least), |error| <= maximum * 2^-20.98 an element.
+    across: the mesh axis that rows are split over, inside `shard_map`: the maximum is of all parts.
     """
     x = x.astype(jnp.float32)
-    peak = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), 1e-30)
+    peak = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    peak = jnp.maximum(peak if across is None else lax.pmax(peak, across), 1e-30)
     # peak lies in [2^(exponent - 1), 2^exponent); scaled by 2^shift it stays within the limit.
     bits = lax.bitcast_convert_type(peak, jnp.int32)
     exponent = (bits >> 23) - 126

@@ -20,8 +20,9 @@ from ternax.models import MODELS
 from ternax.nn.cache import KV_DTYPES, init_cache
 from ternax.nn.linear import PackedLinear, QuantLinear
 from ternax.nn.table import PackedTable
-from ternax.random_weights import abstract_model
+from ternax.random_weights import abstract_model, abstract_part
 from ternax.roofline import Load
+from ternax.sharding import Layout, check_batch
 from ternax.table import binary, decimal, row
 
 # What a process that has imported jax, traced, compiled and run the CPU backend holds
@@ -35,7 +36,7 @@ MARGIN_BYTES = 256 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one run needs and what bounds it.
+    """What one run needs and what bounds it. On a mesh, bytes are those of one device.
 
     Attributes:
       config: the model, cut to the layers that run.
@@ -48,6 +49,7 @@ class Plan:
       bits_per_weight: stored bits of a projection weight, scales included.
       available_bytes: free for this process, its own resident memory included; None
         where the device does not say.
+      mesh: "data:2,tensor:4"; "" on one device.
     """
 
     config: ModelConfig
@@ -59,10 +61,15 @@ class Plan:
     step_bytes: dict[str, int]
     bits_per_weight: float
     available_bytes: int | None
+    mesh: str = ""
 
     @property
     def total_bytes(self) -> int:
         return sum(self.bytes.values())
+
+    def bytes_of(self, devices: int) -> int:
+        """What a process holds that runs `devices` of the mesh's devices in one memory."""
+        return self.total_bytes + (devices - 1) * (self.total_bytes - self.bytes["runtime"])
 
     @property
     def weight_bytes(self) -> int:
@@ -130,6 +137,7 @@ class Plan:
         # The runtime alone is half a GiB, beside which a small model would vanish.
         unit, size = ("GiB", 2**30) if self.weight_bytes > 2**27 else ("MiB", 2**20)
         parts = [f"{part} {n / size:.2f}" for part, n in self.bytes.items() if n >= size / 200]
+        where = f"a device of {self.mesh}: " if self.mesh else ""
         free = "unknown" if self.available_bytes is None else binary(self.available_bytes)
         return [
             row(
@@ -138,12 +146,12 @@ class Plan:
                 f"{self.ternary_parameters:,} in {config.scheme} at {self.bits_per_weight:.3g} "
                 "bits",
             ),
-            row("", f"{' + '.join(parts)} = {self.total_bytes / size:.2f} {unit}"),
+            row("", f"{where}{' + '.join(parts)} = {self.total_bytes / size:.2f} {unit}"),
             row("", f"available {free}: {'fits' if self.fits else 'DOES NOT FIT'}"),
             row(
                 "",
-                f"a decode step reads {decimal(self.bytes_per_step)} (batch {self.batch}, context "
-                f"{self.context})",
+                f"a decode step reads {decimal(self.bytes_per_step)}{' on each' * bool(self.mesh)} "
+                f"(batch {self.batch}, context {self.context})",
             ),
         ]
 
@@ -181,6 +189,7 @@ def plan(
     embed_dtype: str = "int8",
     head_dtype: str = "int8",
     available_bytes: int | None = None,
+    layout: Layout | None = None,
 ) -> Plan:
     """Counts one decode run without allocating it.
 
@@ -191,7 +200,8 @@ def plan(
       prompt: tokens read at once in prefill; None: all of `context`.
       scheme: replaces the config's.
       kv_dtype, embed_dtype, head_dtype: how cache and tables are stored.
-      available_bytes: memory to fit into; None leaves `fits` true.
+      available_bytes: memory to fit into, a device's; None leaves `fits` true.
+      layout: of this config: the plan is one device's.
     """
     if isinstance(config, str):
         from ternax.configs import get_config
@@ -207,6 +217,7 @@ def plan(
             f"for {config.name}, found {batch} and {context}"
         )
     check_table_dtypes(config, embed_dtype, head_dtype)
+    check_batch(layout, batch)
     counted = []
 
     def build():
@@ -217,10 +228,14 @@ def plan(
     # One trace for both: planning every named model takes a second or two.
     model = nnx.eval_shape(build)
     parameters, ternary = counted[0]
-    cache = jax.eval_shape(lambda: init_cache(config, batch, context, kv_dtype))
-    parts = _resident(model)
+    parts, local, rows = _resident(model), config, batch
+    bits = 8 * (parts["projections"] + parts["scales"]) / ternary
+    if layout is not None:
+        part, _ = abstract_part(layout, embed_dtype=embed_dtype, head_dtype=head_dtype)
+        parts, local, rows = _resident(part), layout.local_config, batch // layout.batch
+    cache = jax.eval_shape(lambda: init_cache(local, rows, context, kv_dtype))
     parts["cache"] = _nbytes(cache)
-    parts["activations"] = Shape.of(config).activation_bytes(batch, prompt or context, context)
+    parts["activations"] = Shape.of(local).activation_bytes(rows, prompt or context, context)
     parts["runtime"] = RUNTIME_BYTES
     slots = cache.k.shape[3]
     table = parts["embedding"] if config.tie_embeddings else parts["head"]
@@ -229,11 +244,13 @@ def plan(
         "scales": parts["scales"],
         "norms": parts["norms"],
         "head": table,
-        "embedding": batch * (parts["embedding"] // config.vocab_size),
+        "embedding": rows * (parts["embedding"] // local.vocab_size),
         "cache": parts["cache"] * context // slots,
     }
-    bits = 8 * (parts["projections"] + parts["scales"]) / ternary
-    return Plan(config, batch, context, parameters, ternary, parts, step, bits, available_bytes)
+    mesh = "" if layout is None else str(layout)
+    return Plan(
+        config, batch, context, parameters, ternary, parts, step, bits, available_bytes, mesh
+    )
 
 
 def available_bytes(device=None) -> int | None:

@@ -16,6 +16,7 @@ from ternax.errors import DoesNotFit, Interrupted, OutputError
 from ternax.interrupt import Stop
 from ternax.power import power_meter
 from ternax.record import Record, Store
+from ternax.sharding import layout_for
 from ternax.workload import Workload, backend_name, first_device
 
 # A timed call of the device loop lasts about this long: long against the 1 ms a call
@@ -67,6 +68,7 @@ class DecodeRun:
       config, workload: the model that runs and what it does.
       flags_text: the command line.
       source: of stored weights, or None where they are random.
+      layout: how the model lies on a mesh; None on one device.
       whole: layers of the whole model.
       device: the JAX device that runs.
       backend: the name of the kernel backend that runs.
@@ -85,8 +87,9 @@ class DecodeRun:
         layers_of: int | None = None,
         flags_text: str = "",
         source: Source | None = None,
+        mesh: str | None = None,
     ):
-        """source: of stored weights; None draws them.
+        """source: of stored weights; None draws them. mesh: see `engine.load`.
 
         Raises what `run` raises, but for DoesNotFit: `plan.fits` tells.
         """
@@ -94,12 +97,17 @@ class DecodeRun:
         self.source = source if source and source.directory else None
         self.whole = layers_of or config.num_layers
         self.device = first_device()
+        self.layout = layout_for(mesh, config)
+        devices = self.layout.mesh.size if self.layout else 1
+        # Devices whose bytes lie in the memory that is planned, measured and read here.
+        self._sharing = measure.sharing(self.device) if self.layout else 1
+        name = measure.device_name(self.device)
         self.common = dict(
             experiment="decode",
             config=config.name,
             scheme=config.scheme,
             inputs=config.inputs,
-            device=measure.device_name(self.device),
+            device=f"{devices} x {name}" if devices > 1 else name,
             layers=config.num_layers,
             batch=workload.batch,
             context=workload.context,
@@ -108,7 +116,7 @@ class DecodeRun:
         )
         if workload.backend is not None:
             backend_name(workload.backend, self.device)  # now, if it cannot run
-        self.plan = workload.plan(config, self.device)
+        self.plan = workload.plan(config, self.device, self.layout)
         if workload.profile_dir and self.plan.fits:
             _check_directory("profile_dir", workload.profile_dir)
         self.bandwidth: measure.Bandwidth | None = None
@@ -162,6 +170,9 @@ class DecodeRun:
         """Makes a Record of what was sampled and appends it at once."""
         if self.config.num_layers < self.whole:
             notes = [f"first {self.config.num_layers} of {self.whole} layers", *notes]
+        if self.layout:
+            metrics = {"devices": self.layout.mesh.size, **metrics}
+            notes = [f"mesh {self.layout}: planned bytes are one device's", *notes]
         record = Record(
             phase=phase,
             kind=kind,
@@ -211,7 +222,8 @@ class DecodeRun:
         if self.bandwidth:
             rate = self.bandwidth.median
             metrics |= dict(
-                read_bandwidth_gb_per_s=rate, bound_tokens_per_s=plan.bound_tokens_per_s(rate)
+                read_bandwidth_gb_per_s=rate,
+                bound_tokens_per_s=plan.bound_tokens_per_s(rate / self._sharing),
             )
         self._keep("plan", metrics, stopped, kind="predicted", unit="")
 
@@ -241,10 +253,13 @@ class DecodeRun:
                     scheme=config.scheme,
                     inputs=config.inputs,
                     layers=config.num_layers,
+                    mesh=self.layout.mesh if self.layout else None,
                     **packing,
                 )
             else:
-                self._model = random_model(self.config, seed=self.workload.seed, **packing)
+                self._model = random_model(
+                    self.config, seed=self.workload.seed, layout=self.layout, **packing
+                )
         self._samples.append(time.perf_counter() - start)
 
     def _keep_create(self, stopped):
@@ -255,34 +270,15 @@ class DecodeRun:
         self._keep("create", metrics, stopped, [self.source.origin] if self.source else [])
 
     def _sample_compile(self):
-        import jax.numpy as jnp
-        from flax import nnx
+        from ternax.steps import Steps
 
-        from ternax import engine
-        from ternax.kernels.memory import zeros
-        from ternax.nn.cache import init_cache
-
-        work = self.workload
-        graph, self._leaves = nnx.split(self._model)
-        program = engine.Program(graph)
-        self._tokens = jnp.asarray(work.tokens(self.config))
-        self._keys = engine.row_keys(work.seed, work.batch)
-        self._new_cache = lambda: init_cache(
-            self.config, work.batch, work.context, work.kv_dtype, zeros=zeros
-        )
-
-        def timed(function, *args):
-            self._stop.check()
-            start = time.perf_counter()
-            compiled = function.lower(program, self._leaves, *args).compile()
-            self._samples.append(time.perf_counter() - start)
-            return compiled
-
+        self._steps = Steps(self._model, self.workload)
         with self._progress("compile", None, "s"):
-            cache, token = self._new_cache(), jnp.zeros((work.batch,), jnp.int32)
-            self._run_prefill = timed(engine.prefill, self._tokens, cache, self._keys)
-            state = engine.DecodeState(cache, token, token > 0, self._keys)
-            self._run_decode = timed(engine.decode, state, jnp.int32(1))
+            for compile_one in (self._steps.compile_prefill, self._steps.compile_decode):
+                self._stop.check()
+                start = time.perf_counter()
+                compile_one()
+                self._samples.append(time.perf_counter() - start)
 
     def _keep_compile(self, stopped):
         metrics = self._peak()
@@ -293,12 +289,14 @@ class DecodeRun:
     def _sample_prefill(self):
         import jax
 
+        from ternax.sharding import fetch
+
         def once():
             self._stop.check()
-            cache = jax.block_until_ready(self._new_cache())
+            cache = jax.block_until_ready(self._steps.new_cache())
             start = time.perf_counter()
-            self._state = self._run_prefill(self._leaves, self._tokens, cache, self._keys)
-            self.generated = [jax.device_get(self._state.token)[:, None]]
+            self._state = self._steps.prefill(cache)
+            self.generated = [fetch(self._state.token)[:, None]]
             return time.perf_counter() - start
 
         with self._progress("prefill", None, "s"):
@@ -320,16 +318,15 @@ class DecodeRun:
 
     def _sample_decode(self):
         import jax
-        import jax.numpy as jnp
 
-        self._steps, self._timed_s, self._chunk = 0, 0.0, 1
+        self._decoded, self._timed_s, self._chunk = 0, 0.0, 1
         self._power = power_meter()
 
         def call(steps):
             self._stop.check()
             start = time.perf_counter()
-            out, self._state = self._run_decode(self._leaves, self._state, jnp.int32(steps))
-            self.generated.append(jax.device_get(out)[:, :steps])
+            out, self._state = self._steps.decode(self._state, steps)
+            self.generated.append(out)
             seconds = (time.perf_counter() - start) / steps
             self._listen(self.generated[-1][0].tolist())
             return seconds
@@ -341,16 +338,17 @@ class DecodeRun:
         self._chunk = max(1, min(left // _MIN_SAMPLES, 16, round(_CALL_S / warm_s)))
         profile = jax.profiler.trace(directory) if directory else contextlib.nullcontext()
         with profile, self._power, self._progress("decode", left, "tokens") as advance:
-            while self._steps < left:
-                steps = min(self._chunk, left - self._steps)
+            while self._decoded < left:
+                steps = min(self._chunk, left - self._decoded)
                 self._samples.append(call(steps))
-                self._steps += steps
+                self._decoded += steps
                 self._timed_s += steps * self._samples[-1]
                 if advance:
                     advance(steps)
 
     def _keep_decode(self, stopped):
-        metrics = {"planned_memory_bytes": self.plan.total_bytes, **self._peak()}
+        planned = self.plan.bytes_of(self._sharing)
+        metrics = {"planned_memory_bytes": planned, **self._peak()}
         metrics["generated_tokens"] = sum(part.shape[1] for part in self.generated)
         notes = []
         if self._samples:
@@ -370,8 +368,8 @@ class DecodeRun:
         seconds = measure.percentile(self._samples, 50)
         bandwidth = measure.percentile(bandwidths_gb_per_s, 50)
         # What a row holds in the middle of the timed steps, the new token included.
-        context = self.workload.prompt_length + 1 + (self._steps + 1) / 2
-        bound = self.plan.bound_tokens_per_s(bandwidth, context)
+        context = self.workload.prompt_length + 1 + (self._decoded + 1) / 2
+        bound = self.plan.bound_tokens_per_s(bandwidth / self._sharing, context)
         metrics = dict(
             tokens_per_s=batch / seconds,
             bound_tokens_per_s=bound,
@@ -381,7 +379,7 @@ class DecodeRun:
             tpot_ms_p50=1e3 * seconds,
             tpot_ms_p99=1e3 * measure.percentile(self._samples, 99),
         )
-        tokens = self._steps * batch
+        tokens = self._decoded * batch
         return metrics | self._power.metrics(tokens=tokens, seconds=self._timed_s)
 
 

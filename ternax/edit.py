@@ -14,6 +14,7 @@ from ternax.nn.table import TABLE_FORMATS, PackedTable
 from ternax.quant.integer import Int4, Int8, Unquantized
 from ternax.quant.scheme import BlockScheme, Scheme, check_finite
 from ternax.quantized import CODEBOOKS, Quantized
+from ternax.sharding import Layout
 
 # What pack_model fuses: one product reads the activations once and one launch does the work.
 _FUSED = {
@@ -138,6 +139,26 @@ def check_table_dtypes(config, embed_dtype: str, head_dtype: str) -> None:
         raise UsageError(
             f"config {config.name} ties head and embedding, one table: expected equal "
             f"embed_dtype and head_dtype, found {embed_dtype} and {head_dtype}"
+        )
+
+
+def as_part(part: Decoder, whole: Decoder, layout: Layout) -> Decoder:
+    """A model of `layout.local_config` as one device's part of `whole`. Both are packed."""
+    part.config, part.layout = layout.config, layout
+    for branch, name in (("attn", "o"), ("mlp", "down")):
+        linear = getattr(getattr(part.layers, branch), name)
+        groups = getattr(getattr(whole.layers, branch), name).packed.groups
+        linear.across, linear.one_scale = layout.across, groups == 1
+    for name in ("embedding",) if layout.config.tie_embeddings else ("embedding", "head"):
+        getattr(part, name).across = layout.vocab_across
+    return part
+
+
+def check_whole(model: Decoder, what: str) -> None:
+    """UsageError where matrices are split over devices: `what` reads and changes whole ones."""
+    if model.layout is not None and model.layout.across:
+        raise UsageError(
+            f"{what}: the model is split over {model.layout}: load it without a mesh, or over data"
         )
 
 

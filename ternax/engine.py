@@ -8,12 +8,14 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 
 from ternax.checkpoint.box import Source, find
 from ternax.checkpoint.loading import load as load_saved
@@ -23,9 +25,10 @@ from ternax.errors import UsageError
 from ternax.interop.loading import load as load_foreign
 from ternax.kernels.memory import zeros
 from ternax.models import MODELS, Decoder
-from ternax.nn.cache import KV_DTYPES, KVCache, init_cache
+from ternax.nn.cache import KV_DTYPES, KVCache, cache_specs, init_cache
 from ternax.random_weights import random_model
 from ternax.sampling import Sampling, sample
+from ternax.sharding import RULES, Layout, check_batch, fetch, layout_for, spread
 
 # Tokens decoded by one call of the device loop when the caller does not say.
 CHUNK_TOKENS = 16
@@ -42,6 +45,7 @@ def load(
     seed: int | None = None,
     weights: str = "auto",
     i2_s: str | None = None,
+    mesh: str | Mesh | None = None,
     **packing,
 ) -> Decoder:
     """A model to call, generate with, study or train.
@@ -62,14 +66,16 @@ def load(
       seed: of random weights, 0 unless given; stored ones have none.
       weights: "random" draws them even where some are stored.
       i2_s: "x86" or "arm": the machine that wrote a GGUF file's I2_S, which the file does not say.
+      mesh: "data:2,tensor:4" or a Mesh of `ternax.mesh.AXES`: a packed model, split over devices.
       packing: embed_dtype, head_dtype and backend, as for `pack_model`.
 
     Raises:
       UsageError: an unknown name, or stored weights asked to be what they are not.
       BadModelFile: a file or directory that holds no whole model.
     """
-    if packing and not packed:
-        raise UsageError(f"load: {', '.join(packing)} belong to packed=True")
+    if (packing or mesh is not None) and not packed:
+        given = [*packing, *["mesh"] * (mesh is not None)]
+        raise UsageError(f"load: {', '.join(given)} belong to packed=True")
     if isinstance(source, ModelConfig):
         config = source
     else:
@@ -81,12 +87,18 @@ def load(
                     "it out, or take weights='random'"
                 )
             return load_stored(
-                found, scheme=scheme, inputs=inputs, packed=packed, layers=layers, **packing
+                found,
+                scheme=scheme,
+                inputs=inputs,
+                packed=packed,
+                layers=layers,
+                mesh=mesh,
+                **packing,
             )
         config = found.config
     config = first_layers(with_scheme(config, scheme, inputs), layers)
     if packed:
-        return random_model(config, seed=seed or 0, **packing)
+        return random_model(config, seed=seed or 0, layout=layout_for(mesh, config), **packing)
     return MODELS[config.family](config, rngs=nnx.Rngs(seed or 0))
 
 
@@ -118,12 +130,13 @@ class DecodeState:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a compiled step is specialised on, besides shapes."""
+    """What a compiled step is specialised on, besides shapes. layout: the model's."""
 
     graph: nnx.GraphDef
     sampling: Sampling = GREEDY
     stop: tuple[int, ...] = ()
     pad_id: int = 0
+    layout: Layout | None = None
 
 
 def _next_token(program: Program, logits, cache, done, keys):
@@ -141,11 +154,21 @@ def prefill(
     program: Program, leaves, tokens: jax.Array, cache: KVCache, keys: jax.Array
 ) -> DecodeState:
     """Reads whole prompts [B, T], padded on the left as cache.start says; draws the first token."""
-    model = nnx.merge(program.graph, leaves)
-    logits, cache = model.forward(tokens, cache, last_only=True)
-    done = jnp.zeros(tokens.shape[:1], bool)
-    token, done = _next_token(program, logits[:, -1], cache, done, keys)
-    return DecodeState(cache, token, done, keys)
+
+    def body(leaves, tokens, cache, keys):
+        model = nnx.merge(program.graph, leaves)
+        logits, cache = model.forward(tokens, cache, last_only=True)
+        done = jnp.zeros(tokens.shape[:1], bool)
+        token, done = _next_token(program, logits[:, -1], cache, done, keys)
+        return DecodeState(cache, token, done, keys)
+
+    layout = program.layout
+    if layout is None:
+        return body(leaves, tokens, cache, keys)
+    rows = layout.partition(["batch"])
+    state = _state_specs(layout, cache)
+    arguments = (layout.specs(leaves), rows, state.cache, rows)
+    return spread(layout, body, arguments, state)(leaves, tokens, cache, keys)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=2)
@@ -159,22 +182,46 @@ def decode(
     Returns:
       (tokens int32 [B, chunk], padding behind what was decoded; the state after).
     """
-    model = nnx.merge(program.graph, leaves)
-    out = jnp.full((state.token.shape[0], chunk), program.pad_id, jnp.int32)
+    layout = program.layout
 
-    def running(carry):
-        i, _, state = carry
-        return (i < steps) & ~state.done.all()
+    def body(leaves, state, steps):
+        model = nnx.merge(program.graph, leaves)
+        out = jnp.full((state.token.shape[0], chunk), program.pad_id, jnp.int32)
 
-    def step(carry):
-        i, out, state = carry
-        logits, cache = model.forward(state.token[:, None], state.cache)
-        token, done = _next_token(program, logits[:, -1], cache, state.done, state.keys)
-        state = DecodeState(cache, token, done, state.keys)
-        return i + 1, lax.dynamic_update_slice(out, token[:, None], (0, i)), state
+        def running(carry):
+            i, _, state = carry
+            return (i < steps) & ~_all_done(program, state.done)
 
-    _, out, state = lax.while_loop(running, step, (jnp.int32(0), out, state))
-    return out, state
+        def step(carry):
+            i, out, state = carry
+            logits, cache = model.forward(state.token[:, None], state.cache)
+            token, done = _next_token(program, logits[:, -1], cache, state.done, state.keys)
+            state = DecodeState(cache, token, done, state.keys)
+            return i + 1, lax.dynamic_update_slice(out, token[:, None], (0, i)), state
+
+        _, out, state = lax.while_loop(running, step, (jnp.int32(0), out, state))
+        return out, state
+
+    if layout is None:
+        return body(leaves, state, steps)
+    whole, specs = layout.partition([]), _state_specs(layout, state.cache)
+    arguments = (layout.specs(leaves), specs, whole)
+    results = (layout.partition(["batch"]), specs)
+    return spread(layout, body, arguments, results)(leaves, state, steps)
+
+
+def _all_done(program: Program, done) -> jax.Array:
+    """bool []: whether every row is done, on whatever device: their loops must end together."""
+    layout = program.layout
+    if layout is None or layout.batch == 1 or not program.stop:
+        return done.all()
+    return lax.pmin(done.all().astype(jnp.int32), RULES["batch"]) > 0
+
+
+def _state_specs(layout: Layout, cache: KVCache) -> DecodeState:
+    """The PartitionSpec of each leaf of a DecodeState."""
+    rows: Any = layout.partition(["batch"])
+    return DecodeState(cache_specs(layout, cache), rows, rows, rows)
 
 
 def row_keys(seed: int, batch: int) -> jax.Array:
@@ -262,18 +309,26 @@ def stream(
         raise UsageError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, found {kv_dtype!r}")
     batch, width = tokens.shape
     graph, leaves = nnx.split(model)
-    program = Program(graph, sampling, tuple(stop or ()), pad_id)
-    start = jnp.asarray(width - np.asarray(lengths), jnp.int32)
-    cache = init_cache(model.config, batch, width + max_new_tokens, kv_dtype, start, zeros)
-    prompts = jnp.asarray(pad_left(tokens, lengths, pad_id))
+    layout = model.layout
+    check_batch(layout, batch)
+    program = Program(graph, sampling, tuple(stop or ()), pad_id, layout)
+    start = np.asarray(width - np.asarray(lengths), np.int32)
+    context = width + max_new_tokens
+    cache = init_cache(model.config, batch, context, kv_dtype, start, zeros, layout)
+    prompts = rows_on(layout, pad_left(tokens, lengths, pad_id))
     state = prefill(program, leaves, prompts, cache, row_keys(seed, batch))
-    yield np.asarray(state.token)[:, None]
+    yield fetch(state.token)[:, None]
     left = max_new_tokens - 1
     while left and not bool(state.done.all()):
         steps = min(left, CHUNK_TOKENS)
         out, state = decode(program, leaves, state, steps)
-        yield np.asarray(out)[:, :steps]
+        yield fetch(out)[:, :steps]
         left -= steps
+
+
+def rows_on(layout: Layout | None, rows: np.ndarray) -> jax.Array:
+    """What a step takes a row of a batch of, [B, ...], where the step reads it."""
+    return jnp.asarray(rows) if layout is None else layout.put(rows, ["batch"])
 
 
 def check_prompts(

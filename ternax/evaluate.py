@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ternax import watchdog
 from ternax.errors import NumericCheckFailed, UsageError
 from ternax.estimate import Interval
 from ternax.models import Decoder
+from ternax.models.decoder import logits_of
 from ternax.resample import MIN_GROUPS, bootstrap_ratio, clustered_share
 
 # Sequences that go through the model together, where the caller does not say.
@@ -206,6 +208,7 @@ def _bits(nats: np.ndarray) -> np.ndarray:
 def batches(sequences: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, int]]:
     """([batch, ...] of [n, ...], how many rows of it count), the last one padded."""
     for first in range(0, len(sequences), batch):
+        watchdog.tick()
         rows = sequences[first : first + batch]
         yield np.pad(rows, ((0, batch - len(rows)), *[(0, 0)] * (rows.ndim - 1))), len(rows)
 
@@ -230,7 +233,7 @@ def _check(model: Decoder, sequences: np.ndarray) -> None:
 
 def log_softmax(graph, leaves, inputs):
     """(logits, log-probabilities), f32 [B, T, V] each."""
-    logits = nnx.merge(graph, leaves).forward(inputs)[0]
+    logits = logits_of(graph, leaves, inputs)
     return logits, jax.nn.log_softmax(logits, axis=-1)
 
 

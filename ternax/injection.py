@@ -14,7 +14,7 @@ from jax import lax
 
 from ternax.configs import nearest
 from ternax.counter_hash import below
-from ternax.edit import is_packed, packed_parts
+from ternax.edit import check_whole, is_packed, packed_parts
 from ternax.errors import DoesNotFit, UsageError
 from ternax.kernels.packing import FLOAT_FORMATS, FORMATS, Packed, float_to_bits, unpack
 from ternax.measure import memory_available_bytes
@@ -99,6 +99,7 @@ def perturb(
     """
     if isinstance(rows, bool) or not 0 <= rows <= 1:
         raise UsageError(f"perturb: rows must lie in [0, 1], found {rows!r}")
+    check_whole(model, "perturb")
     chosen = selected(model, select, layers)
     check_domain(noise, chosen, rows)
     if copy:

@@ -3,6 +3,8 @@
 import signal
 import threading
 
+from ternax import watchdog
+
 
 class Stop:
     """Notes a signal and raises KeyboardInterrupt at the next `check`.
@@ -41,6 +43,7 @@ class Stop:
         self.seen = self.seen or signal.Signals(number)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if there was a signal."""
+        """Raises KeyboardInterrupt if there was a signal; tells the watchdog that all goes on."""
+        watchdog.tick()
         if self.seen is not None:
             raise KeyboardInterrupt

@@ -150,6 +150,13 @@ def on_host(device) -> bool:
     return device is None or device.platform == "cpu"
 
 
+def sharing(device) -> int:
+    """Devices of this process that share a memory: all of them on a host, else one."""
+    import jax
+
+    return jax.local_device_count() if on_host(device) else 1
+
+
 def memory_total_bytes(device=None) -> int | None:
     """Bytes this process could ever use there."""
     if not on_host(device):

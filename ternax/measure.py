@@ -29,6 +29,7 @@ from ternax.machine import (  # noqa: F401  (callers say measure.memory_availabl
     read_text,
     reset_peak,
     resident_bytes,
+    sharing,
     threads_available,
 )
 

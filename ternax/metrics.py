@@ -52,6 +52,7 @@ METRICS: dict[str, Metric] = {
     "load_memory_bytes": Metric("bytes", "most that a load held beyond what was resident before"),
     "peak_memory_bytes": Metric("bytes", "most memory resident up to the end of this phase"),
     "planned_memory_bytes": Metric("bytes", "what the plan said before anything was allocated"),
+    "devices": Metric("count", "devices of the mesh that ran it; absent where there is none"),
     "available_memory_bytes": Metric("bytes", "free for this process before it began"),
     "weight_bytes": Metric("bytes", "packed projections, scales, norms, embedding and head"),
     "cache_bytes": Metric("bytes", "keys and values of all layers and sequences"),

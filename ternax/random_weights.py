@@ -8,16 +8,19 @@ import functools
 import math
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from ternax.config import ModelConfig
 from ternax.counter_hash import lane_draw, mix
-from ternax.edit import pack_model
+from ternax.edit import as_part, pack_model
+from ternax.errors import UsageError
 from ternax.kernels.memory import zeros
 from ternax.kernels.packing import (
     BLOCK,
@@ -31,6 +34,7 @@ from ternax.models.decoder import table_std
 from ternax.nn.linear import PackedLinear
 from ternax.nn.norm import RMSNorm
 from ternax.nn.table import PackedTable
+from ternax.sharding import SUMMED, Layout, leaf_name, spread
 
 # P(trit != 0): a | (b & (c | d)) of four fair bits. Absmean of a Gaussian gives 0.691.
 TRIT_DENSITY = 11 / 16
@@ -59,10 +63,28 @@ def abstract_model(config: ModelConfig, *, packed: bool = True, **packing) -> De
     return nnx.eval_shape(build)
 
 
+def abstract_part(layout: Layout, **packing) -> tuple[Decoder, dict[str, PartitionSpec]]:
+    """One device's part of a packed model, abstract, and how each variable is split, by name.
+
+    Raises:
+      UsageError: a scheme whose groups of scales a split would cut.
+    """
+    whole = abstract_model(layout.config, **packing)
+    try:
+        part = abstract_model(layout.local_config, **packing)
+    except UsageError as error:
+        raise UsageError(f"mesh {layout}: {error}") from error
+    # By the whole's shapes: of a part one cannot tell one group from a split in groups.
+    leaves = jax.tree_util.tree_flatten_with_path(nnx.state(whole))[0]
+    specs = {leaf_name(path): layout.spec(leaf_name(path), leaf.shape) for path, leaf in leaves}
+    return as_part(part, whole, layout), specs
+
+
 def random_model(
     config: ModelConfig,
     *,
     seed: int = 0,
+    layout: Layout | None = None,
     progress: Callable[[str, int], None] = lambda name, nbytes: None,
     **packing,
 ) -> Decoder:
@@ -71,26 +93,66 @@ def random_model(
     Args:
       seed: of the root key. Codes of a projection depend on it, the projection's
         per-layer name and the position in the matrix alone.
+      layout: makes each device's part on that device; the same model as without.
       progress: called as (name, bytes) when a leaf is done.
       packing: as for `pack_model`.
 
     Scales keep the root mean square of activations: 1 / sqrt(K) over the codes' own.
     """
     root = jax.random.key(seed)
-    model = abstract_model(config, **packing)
-    for _, node in nnx.iter_modules(model):
+    if layout is None:
+        place: Place = Place()
+        model = abstract_model(config, **packing)
+    else:
+        model, specs = abstract_part(layout, **packing)
+        place = SplitPlace(layout, specs)
+    for path, node in nnx.iter_modules(model):
         if isinstance(node, RMSNorm):
-            node.weight.set_value(jnp.ones(node.weight.shape, jnp.float32))
+            name = ".".join(map(str, (*path, "weight")))
+            node.weight.set_value(place.full(name, node.weight.shape, 1.0))
     for prefix, linear in (("attn", "qkv"), ("attn", "o"), ("mlp", "gate_up"), ("mlp", "down")):
         node = getattr(getattr(model.layers, prefix), linear)
         names = [f"layers.*.{prefix}.{part}" for part, _ in node.parts]
-        _fill(node, root, names, gain=node.shape[0] ** -0.5, layers=config.num_layers)
+        gain = place.columns(linear, node.shape[0]) ** -0.5
+        where = f"layers.{prefix}.{linear}"
+        _fill(node, root, names, place, where, gain=gain, layers=config.num_layers)
         progress(f"{prefix}.{linear}", node.packed.nbytes)
     for name in ("embedding",) if config.tie_embeddings else ("embedding", "head"):
         table = getattr(model, name)
-        _fill(table, root, [name], gain=table_std(config, name))
+        _fill(table, root, [name], place, name, gain=table_std(config, name))
         progress(name, table.packed.nbytes)
     return model
+
+
+class Place:
+    """Where a model's variables are made: whole, on the default device."""
+
+    def full(self, name: str, shape, value: float) -> jax.Array:
+        return jnp.full(shape, value, jnp.float32)
+
+    def columns(self, matrix: str, columns: int) -> int:
+        """K of the whole matrix, of the K here."""
+        return columns
+
+    def data(self, name: str, keys, static: "Static") -> jax.Array:
+        return _random_data(keys, static)
+
+
+class SplitPlace(Place):
+    """Each device's part on that device, drawn there."""
+
+    def __init__(self, layout: Layout, specs: dict[str, PartitionSpec]):
+        self._layout, self._specs = layout, specs
+
+    def full(self, name: str, shape, value: float) -> jax.Array:
+        spec = self._specs[name]
+        return self._layout.full(self._layout.whole(shape, spec), value, jnp.float32, spec)
+
+    def columns(self, matrix: str, columns: int) -> int:
+        return columns * (self._layout.tensor if matrix in SUMMED else 1)
+
+    def data(self, name: str, keys, static: "Static") -> jax.Array:
+        return _split_data(self._layout, self._specs[name], static, keys)
 
 
 def tensor_key(root: jax.Array, name: str) -> jax.Array:
@@ -98,30 +160,39 @@ def tensor_key(root: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(root, zlib.crc32(name.encode()))
 
 
-def _fill(node: PackedLinear | PackedTable, root, names, *, gain: float, layers: int | None = None):
-    """Gives an abstract packed module its random leaves."""
+def _fill(
+    node: PackedLinear | PackedTable,
+    root,
+    names,
+    place: Place,
+    where: str,
+    *,
+    gain: float,
+    layers: int | None = None,
+):
+    """Gives an abstract packed module, called `where`, its random leaves."""
     packed = node.packed
     keys = jnp.stack(
         [_plane_keys(tensor_key(root, name), packed.num_planes, layers) for name in names]
     )
-    widths = tuple(width for _, width in packed.parts)
-    shape = packed.data.shape if layers else (1, *packed.data.shape)
-    data = _random_data(
-        keys,
-        shape=shape,
+    static = Static(
+        shape=packed.data.shape if layers else (1, *packed.data.shape),
         k_size=packed.shape[0],
-        widths=widths,
+        parts=tuple(
+            (name.rpartition(".")[2], width)
+            for name, (_, width) in zip(names, packed.parts, strict=True)
+        ),
         format=packed.format,
         gain=gain,
         squeeze=not layers,
     )
-    node.data.set_value(data.block_until_ready())
+    node.data.set_value(place.data(f"{where}.data", keys, static).block_until_ready())
     scale = gain / (_CODE_RMS[packed.format] * math.sqrt(packed.num_planes))
     if packed.format in FLOAT_FORMATS:
         scale = 1.0  # the gain is in the values
-    node.scale.set_value(jnp.full(packed.scale.shape, scale, jnp.float32))
+    node.scale.set_value(place.full(f"{where}.scale", packed.scale.shape, scale))
     if isinstance(node, PackedLinear) and node.zero is not None:
-        node.zero.set_value(jnp.zeros(node.packed.scale.shape, jnp.float32))
+        node.zero.set_value(place.full(f"{where}.zero", packed.scale.shape, 0.0))
 
 
 def _plane_keys(key, planes: int, layers: int | None):
@@ -132,19 +203,55 @@ def _plane_keys(key, planes: int, layers: int | None):
     return jax.random.key_data(per_plane)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("shape", "k_size", "widths", "format", "gain", "squeeze")
-)
-def _random_data(keys, *, shape, k_size, widths, format, gain, squeeze):
-    """keys: uint32 [parts, L, P, 2] -> data `shape` [L, P, N, row], each part from its own keys.
+class Static(NamedTuple):
+    """What the data of one variable is.
 
-    squeeze: L is 1 and left out of the result.
+    Attributes:
+      shape: [L, P, N, row].
+      k_size: codes of a row, without padding.
+      parts: (matrix, width) of each along N.
+      format, gain: of a `Packed`; the root mean square of its values.
+      squeeze: L is 1 and left out of the result.
     """
+
+    shape: tuple[int, ...]
+    k_size: int
+    parts: tuple[tuple[str, int], ...]
+    format: str
+    gain: float
+    squeeze: bool
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _random_data(keys, static: Static):
+    """keys: uint32 [parts, L, P, 2] -> data, each part from its own keys."""
+    return _draw(keys, static, [0] * len(static.parts), 0, static.shape[-1])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _split_data(layout: Layout, spec: PartitionSpec, static: Static, keys):
+    """The same with each device's part on it; static is of a part."""
+    summed = static.parts[0][0] in SUMMED
+    row = static.shape[-1]
+
+    def body(keys):
+        device = lax.axis_index("tensor")
+        rows = [layout.first_row(part, width, device) for part, width in static.parts]
+        first = device * row if summed else 0
+        return _draw(keys, static, rows, first, row * (layout.tensor if summed else 1))
+
+    return spread(layout, body, PartitionSpec(), spec)(keys)
+
+
+def _draw(keys, static: Static, first_rows, first_column, whole_row: int):
+    """Data `static.shape`, each part from its row of the whole matrix on, from this entry of its
+    rows on, which have `whole_row` entries."""
+    shape, format, squeeze = static.shape, static.format, static.squeeze
     layers, planes, _, row = shape
     # In the shape it is returned in: XLA would copy a squeezed result, a whole head.
     data = zeros(shape[squeeze:], FLOAT_FORMATS.get(format, jnp.uint8))
     first = 0
-    for part, width in enumerate(widths):
+    for part, (_, width) in enumerate(static.parts):
         rows = max(1, min(width, _CHUNK_BYTES // row))
         chunks = -(-width // rows)
         steps = layers * planes * chunks
@@ -155,8 +262,9 @@ def _random_data(keys, *, shape, k_size, widths, format, gain, squeeze):
 
         def draw(i, part=part, rows=rows, chunks=chunks, start=start):
             words = keys[part, i // (planes * chunks), i // chunks % planes]
-            block = _random_rows(words, start(i), rows, row, format, gain)
-            return _clear_padding(block, k_size, format)
+            place = (first_rows[part] + start(i), first_column, whole_row)
+            block = _random_rows(words, place, rows, row, format, static.gain)
+            return _clear_padding(block, static.k_size, format)
 
         def store(data, block, i, first=first, rows=rows, chunks=chunks, start=start):
             if format not in FLOAT_FORMATS:
@@ -177,12 +285,17 @@ def _random_data(keys, *, shape, k_size, widths, format, gain, squeeze):
     return data
 
 
-def _random_rows(key, start, rows: int, row: int, format: str, gain: float):
-    """Rows start .. start + rows of one matrix: uint32 words [rows, row bytes / 4] of codes,
-    or the stored floats [rows, row]."""
-    words = row if format in FLOAT_FORMATS else row // 4
-    index = (start + jnp.arange(rows, dtype=jnp.uint32))[:, None].astype(jnp.uint32) * words
-    index += jnp.arange(words, dtype=jnp.uint32)
+def _random_rows(key, place, rows: int, row: int, format: str, gain: float):
+    """`rows` rows of `row` entries of one matrix: uint32 words [rows, row bytes / 4] of codes,
+    or the stored floats [rows, row].
+
+    place: (first row, first entry of each row, entries of a whole row).
+    """
+    entries = 1 if format in FLOAT_FORMATS else 4  # of a word
+    start, column, whole_row = place
+    index = (start + jnp.arange(rows, dtype=jnp.uint32))[:, None].astype(jnp.uint32)
+    index *= whole_row // entries
+    index += jnp.uint32(column // entries) + jnp.arange(row // entries, dtype=jnp.uint32)
     base = mix(index + key[0])
 
     def draw(i):

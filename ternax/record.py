@@ -20,6 +20,7 @@ import pathlib
 import re
 import secrets
 
+from ternax import processes
 from ternax.errors import BadModelFile, OutputError, UsageError
 from ternax.metrics import METRICS
 from ternax.provenance import environment
@@ -199,7 +200,12 @@ def run_directory(root, experiment: str, config: str, backend: str) -> pathlib.P
 
 
 def open_store(output_dir, experiment: str, config: str, backend: str) -> "Store":
-    """The store of `--output_dir`, or of a new directory under `runs/` linked as `latest`."""
+    """The store of `--output_dir`, or of a new directory under `runs/` linked as `latest`.
+
+    Of several processes the first alone writes.
+    """
+    if processes.current().index:
+        return Unwritten(output_dir or "runs")
     if output_dir:
         return Store(output_dir)
     store = Store(run_directory("runs", experiment, config, backend))
@@ -291,6 +297,20 @@ class Store:
                 f"{target} cannot be written: {error.strerror or error}; "
                 f"{self.path} holds every record"
             ) from error
+
+
+class Unwritten(Store):
+    """Records of a process that leaves the writing to another one."""
+
+    def __init__(self, directory):
+        self.directory = pathlib.Path(directory)
+        self.records = []
+
+    def append(self, record: Record) -> None:
+        self.records.append(record)
+
+    def finish(self) -> None:
+        pass
 
 
 def _drop_torn_line(file) -> None:

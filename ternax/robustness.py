@@ -36,6 +36,7 @@ from ternax.noise.predict import closed_form, has_moments, plug_in
 from ternax.noise.reads import ReadNoise
 from ternax.random_weights import tensor_key
 from ternax.resample import bootstrap_ratio
+from ternax.sharding import fetch
 
 TOP = 5
 # Compiled whole: operation by operation, each shape takes a dozen programs.
@@ -113,7 +114,7 @@ def look(model: Decoder, text: Windows, *, tapped: int = 2) -> Clean:
     graph, leaves = nnx.split(model)
     found = []
     for tokens, count in batches(text.tokens, BATCH):
-        found.append([np.asarray(rows)[:count] for rows in _clean(graph, leaves, tokens)])
+        found.append([fetch(rows)[:count] for rows in _clean(graph, leaves, tokens)])
     logits, losses = (np.concatenate(rows) for rows in zip(*found, strict=True))
     codes = {}
     for target in injection.selected(model, injection.EVERYTHING):
@@ -141,7 +142,7 @@ def point(clean: Clean, noise: NoiseModel, key: jax.Array, **selection) -> Point
     both = (batches(rows, BATCH) for rows in (clean.text.tokens, clean.logits))
     for (tokens, count), (logits, _) in zip(*both, strict=True):
         out = _contrast(graph, leaves, tokens, logits)
-        found.append([np.asarray(row)[:count] for row in out])
+        found.append([fetch(row)[:count] for row in out])
     losses, kl, rank, cosine = (np.concatenate(rows) for rows in zip(*found, strict=True))
     bits = (losses - clean.losses).sum(axis=1, dtype=np.float64) / math.log(2)
     return Point(

@@ -6,7 +6,6 @@ A run that resumes from a checkpoint therefore goes on to the bit.
 
 import dataclasses
 import functools
-import math
 import time
 import zlib
 from collections.abc import Callable
@@ -17,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ternax import data, edit
 from ternax.errors import Diverged, DoesNotFit, UsageError
 from ternax.models import Decoder
 from ternax.noise import make_noise
 from ternax.optimizer import SECOND_STAGE, learning_rate, make_optimizer
+from ternax.placement import Placement, over_data
 from ternax.quant.training import Annealed, Noisy, StepInput, Wrapped, with_gradient
 from ternax.table import binary
 
@@ -122,6 +121,7 @@ class Trainer:
         *,
         teacher: Decoder | None = None,
         available_bytes: int | None = None,
+        placement: Placement | None = None,
     ):
         """Compiles the step, holds its plan against the memory, then makes the state.
 
@@ -131,6 +131,7 @@ class Trainer:
           teacher: that `spec.distill` asks for.
           available_bytes: free for state, data and the step; the model's weights, which are
             there already, count as used. None: not checked.
+          placement: on which devices, and how; None splits the batch over as many as divide it.
 
         Raises:
           UsageError: a packed model; distillation without a teacher.
@@ -148,33 +149,33 @@ class Trainer:
         params = nnx.to_pure_dict(params)
         self._rate = _rate_of(spec)
         self._optimizer = _optimizer_of(spec, params)
-        devices = math.gcd(jax.device_count(), spec.batch // spec.accumulate)
-        mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        self._by_sequence = NamedSharding(mesh, PartitionSpec(None, "data"))
+        self._place = place = placement or over_data(self._shape[1])
+        place.check_batch(self._shape[1])
+        params = place.put(params)
         teacher_graph, weights = (None, None) if teacher is None else nnx.split(teacher)
         update = functools.partial(_update, self._graph, teacher_graph, spec, self._optimizer)
-        tokens = jax.ShapeDtypeStruct(self._shape, jnp.int32, sharding=self._by_sequence)
+        tokens = jax.ShapeDtypeStruct(self._shape, jnp.int32, sharding=place.rows)
         fixed = (inputs, rest, weights)
         abstract = {"params": params, "optimizer": jax.eval_shape(self._optimizer.init, params)}
         started = time.perf_counter()
         self.compiled = (
-            jax.jit(update, donate_argnums=0)
-            .lower(*_placed((abstract, *fixed), everywhere), jnp.int32(0), tokens)
+            jax.jit(update, donate_argnums=0, out_shardings=(place.tree(abstract), None, None))
+            .lower(*place.abstract((abstract, *fixed)), jnp.int32(0), tokens)
             .compile()
         )
         self.compile_s = time.perf_counter() - started
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves((params, weights)))
+        held = sum(
+            leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((params, weights))
+        )
         if available_bytes is not None and self.planned_bytes() - held > available_bytes:
             raise DoesNotFit(
                 f"train: state and step need {binary(self.planned_bytes())}, of which the weights' "
                 f"{binary(held)} are there, available {binary(available_bytes)}: a smaller "
                 "--batch, --accumulate or --remat need less"
             )
-        self._fixed = jax.device_put(fixed, everywhere)
-        self.state: dict[str, Any] = jax.device_put(
-            {"params": params, "optimizer": self._optimizer.init(params)}, everywhere
-        )
+        self._fixed = place.put(fixed)
+        moments = jax.jit(self._optimizer.init, out_shardings=place.tree(abstract["optimizer"]))
+        self.state: dict[str, Any] = {"params": params, "optimizer": moments(params)}
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -193,7 +194,7 @@ class Trainer:
 
     def advance(self, tokens: np.ndarray) -> tuple[jax.Array, jax.Array]:
         """One update. tokens: int32 [batch, length + 1] -> (loss, gradient norm), f32 []."""
-        placed = jax.device_put(tokens.reshape(self._shape), self._by_sequence)
+        placed = self._place.put_rows(tokens.reshape(self._shape))
         self.state, loss, norm = self.compiled(
             self.state, *self._fixed, jnp.int32(self.step), placed
         )
@@ -249,7 +250,8 @@ class Trainer:
     def model(self) -> Decoder:
         """The trained model, float, under its own schemes; the state stays usable."""
         inputs, rest, _ = self._fixed
-        model = nnx.merge(self._graph, inputs, rest, _as_state(self.state["params"]))
+        inputs, rest, params = self._place.gathered((inputs, rest, self.state["params"]))
+        model = nnx.merge(self._graph, inputs, rest, _as_state(params))
         return edit.set_compute(edit.wrap_schemes(model, _unwrapped), "f32")
 
 
@@ -281,13 +283,6 @@ def _optimizer_of(spec: TrainSpec, params):
         decay_until=spec.steps * (SECOND_STAGE if spec.schedule == "bitnet" else 1),
         clip=spec.clip,
         decayed=_decayed(params),
-    )
-
-
-def _placed(tree, sharding):
-    """The tree as shapes and dtypes, all under one sharding."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
     )
 
 

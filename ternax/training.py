@@ -6,22 +6,20 @@ folder/checkpoints/      states, the newest few
 folder/model, float/     the end: packed, and the float weights it was packed from
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 import ternax
-from ternax import cost, data, edit, engine
+from ternax import cost, data, edit, engine, processes, watchdog
 from ternax.checkpoint.training import TrainCheckpoints
 from ternax.config import ModelConfig, config_from_dict
 from ternax.errors import (
@@ -29,16 +27,17 @@ from ternax.errors import (
     Diverged,
     DoesNotFit,
     Interrupted,
-    OutputError,
     Preempted,
     UsageError,
 )
 from ternax.interrupt import Stop
-from ternax.machine import on_host, peak_resident_bytes, reset_peak
+from ternax.machine import on_host, peak_resident_bytes, reset_peak, sharing
 from ternax.measure import device_name, memory_available_bytes
 from ternax.models import Decoder
+from ternax.placement import Placement
 from ternax.random_weights import abstract_model
 from ternax.record import Record
+from ternax.run_folder import append_line, claimed, cut_metrics, differences
 from ternax.table import binary
 from ternax.train import Progress, Trainer, TrainSpec, abstract_state
 
@@ -57,6 +56,7 @@ class TrainRun:
       start: a folder of saved float weights to train on, in place of random ones.
       teacher: a source for `ternax.load(packed=False)`, where the spec distills.
       flags_text: the command line, for records.
+      placement: on which devices; None: all that divide the batch. A run may go on elsewhere.
     """
 
     config: ModelConfig
@@ -69,6 +69,7 @@ class TrainRun:
     start: str | None = None
     teacher: str | None = None
     flags_text: str = ""
+    placement: Placement | None = None
 
     def run(
         self,
@@ -93,7 +94,8 @@ class TrainRun:
         """
         check_corpus(self.config, self.spec, self.corpus)
         with claimed(self.directory), Stop(signal.SIGINT, signal.SIGTERM) as stop:
-            self._check_same()
+            if processes.is_first():
+                self._check_same()
             trainer = self._trainer()
             with TrainCheckpoints(self.directory / "checkpoints", keep=self.keep) as checkpoints:
                 self._resume(trainer, checkpoints)
@@ -114,7 +116,9 @@ class TrainRun:
 
     def _trainer(self) -> Trainer:
         self._check_memory()
-        if self.start is None:
+        if self.start is None and self.placement is not None:
+            model = self.placement.model(self.config, self.spec.seed)
+        elif self.start is None:
             model = engine.load(self.config, packed=False, seed=self.spec.seed)
         else:
             model = engine.load(
@@ -124,13 +128,25 @@ class TrainRun:
                 layers=self.config.num_layers,
             )
         teacher = engine.load(self.teacher, packed=False) if self.teacher else None
-        available = memory_available_bytes(jax.devices()[0])
-        return Trainer(model, self.spec, teacher=teacher, available_bytes=available)
+        available = memory_available_bytes(jax.local_devices()[0])
+        if available is not None and self.placement is not None:
+            available //= sharing(jax.local_devices()[0])
+        return Trainer(
+            model,
+            self.spec,
+            teacher=teacher,
+            available_bytes=available,
+            placement=self.placement,
+        )
 
     def _check_memory(self) -> None:
         """DoesNotFit where not even weights and their gradients would, before any is made."""
         need = 8 * cost.count_parameters(self.config)[0]
-        available = memory_available_bytes(jax.devices()[0])
+        device = jax.local_devices()[0]
+        available = memory_available_bytes(device)
+        if self.placement is not None and not on_host(device):
+            shape = self.placement.mesh.shape
+            need //= shape["fsdp"] * shape["tensor"]
         if available is not None and need > available:
             raise DoesNotFit(
                 f"training {self.config.name} needs {binary(need)} for weights and gradients "
@@ -139,7 +155,8 @@ class TrainRun:
 
     def _resume(self, trainer: Trainer, checkpoints) -> None:
         latest = checkpoints.latest()
-        _cut_metrics(self.directory / "metrics.jsonl", latest or 0)
+        if processes.is_first():
+            cut_metrics(self.directory / "metrics.jsonl", latest or 0)
         if latest is None:
             return
         like = jax.tree.map(
@@ -152,26 +169,29 @@ class TrainRun:
     def _advance(self, trainer: Trainer, checkpoints, stop: Stop, watch):
         spec, metrics = self.spec, self.directory / "metrics.jsonl"
         first, next_save = trainer.step, trainer.step + self.save_every
-        device = jax.devices()[0]
+        device = jax.local_devices()[0]
         reset_peak()
         peak_bytes: list[int | None] = []
 
         def report(progress: Progress) -> None:
             if not peak_bytes:  # of steps alone: saving copies the state
                 peak_bytes.append(peak_resident_bytes(device))
-            _append(metrics, dataclasses.asdict(progress))
+            if processes.is_first():
+                append_line(metrics, dataclasses.asdict(progress))
             watch(progress)
 
         def after_step(step: int) -> None:
             nonlocal next_save
-            if step >= next_save or step == spec.steps or stop.seen is not None:
+            watchdog.tick()
+            told = processes.agreed(stop.seen)
+            if step >= next_save or step == spec.steps or told is not None:
                 checkpoints.save(step, trainer.state, {"tokens": step * spec.batch * spec.length})
                 next_save = step + self.save_every
-            if stop.seen is not None and step < spec.steps:
+            if told is not None and step < spec.steps:
                 checkpoints.wait()
-                kind = Preempted if stop.seen == signal.SIGTERM else Interrupted
+                kind = Preempted if told == signal.SIGTERM else Interrupted
                 raise kind(
-                    f"stopped by {stop.seen.name} after step {step} of {spec.steps}, which is "
+                    f"stopped by {told.name} after step {step} of {spec.steps}, which is "
                     f"saved in {self.directory}; the same command goes on from there"
                 )
 
@@ -182,6 +202,8 @@ class TrainRun:
             checkpoints.drop_from(error.step - 1)
             raise
         checkpoints.wait()
+        if not processes.is_first():
+            return trainer.model(), []
         reports = [json.loads(line) for line in metrics.read_text().splitlines()]
         return trainer.model(), [
             self._record("compile", {"compile_s": trainer.compile_s}),
@@ -232,7 +254,7 @@ class TrainRun:
             scheme=self.config.scheme,
             inputs=self.config.inputs,
             backend="xla",
-            device=device_name(jax.devices()[0]),
+            device=device_name(jax.local_devices()[0]),
             layers=self.config.num_layers,
             batch=self.spec.batch,
             context=self.spec.length,
@@ -266,7 +288,7 @@ class TrainRun:
             theirs = json.loads(path.read_text())
         except ValueError as error:
             raise BadModelFile(path, "run.json", f"not JSON: {error}") from error
-        found = list(_differences(theirs, mine))
+        found = list(differences(theirs, mine))
         if found:
             raise UsageError(
                 f"{self.directory} holds another run: {'; '.join(found[:5])}. Give the same flags "
@@ -298,6 +320,8 @@ def final_state(directory: pathlib.Path) -> dict:
 
 def save_models(model: Decoder, directory: pathlib.Path) -> None:
     """The float weights to directory/float, then, where it packs, the model to directory/model."""
+    if not processes.is_first():
+        return
     packs = edit.packs(model)
     ternax.save(model, directory / "float")
     if packs:
@@ -312,24 +336,6 @@ def check_corpus(config: ModelConfig, spec: TrainSpec, corpus: data.Corpus) -> N
             f"{config.vocab_size}; set --config.vocab_size"
         )
     data.batch(corpus.train, 0, batch=1, length=spec.length, seed=spec.seed)
-
-
-@contextlib.contextmanager
-def claimed(directory: pathlib.Path) -> Iterator[None]:
-    """The folder as this process's own, for as long as the block lasts or the process lives."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / "lock", "w")  # noqa: SIM115  (held as long as the claim)
-    except OSError as error:
-        raise OutputError(f"{directory} cannot be used: {error.strerror or error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(
-                f"another run is going on in {directory}: wait for it, or give another --output_dir"
-            ) from error
-        yield
 
 
 def matrix_gflops_per_s(compute: str, seconds: float = 0.5) -> float:
@@ -364,30 +370,3 @@ def flops_per_token(trainer: Trainer, config: ModelConfig, length: int) -> float
 
 def _count(trainer: Trainer) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(trainer.state["params"]))
-
-
-def _append(path: pathlib.Path, values: dict) -> None:
-    try:
-        with open(path, "a") as file:
-            file.write(json.dumps(values) + "\n")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _cut_metrics(path: pathlib.Path, step: int) -> None:
-    """Drops the lines behind `step`: the resumed run writes them again."""
-    if path.exists():
-        lines = path.read_text().splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        draft = path.with_suffix(".draft")
-        draft.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(draft, path)
-
-
-def _differences(theirs, mine, path: str = "") -> Iterator[str]:
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        for name in sorted({*theirs, *mine}):
-            inner = f"{path}.{name}" if path else name
-            yield from _differences(theirs.get(name), mine.get(name), inner)
-    elif theirs != mine:
-        yield f"{path} is {theirs!r} there, {mine!r} asked"

@@ -2,9 +2,10 @@
 
 import dataclasses
 
-from ternax import cost
+from ternax import cost, measure
 from ternax.config import ModelConfig
 from ternax.errors import BackendUnavailable
+from ternax.sharding import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,11 @@ class Workload:
     def context(self) -> int:
         return self.prompt_length + self.num_tokens
 
-    def plan(self, config: ModelConfig, device=None) -> cost.Plan:
+    def plan(self, config: ModelConfig, device=None, layout: Layout | None = None) -> cost.Plan:
         """What it needs with this model on this machine. UsageError where it cannot be done."""
+        available = cost.available_bytes(device)
+        if layout is not None and available is not None:
+            available //= measure.sharing(device)
         return cost.plan(
             config,
             batch=self.batch,
@@ -49,7 +53,8 @@ class Workload:
             kv_dtype=self.kv_dtype,
             embed_dtype=self.embed_dtype,
             head_dtype=self.head_dtype,
-            available_bytes=cost.available_bytes(device),
+            available_bytes=available,
+            layout=layout,
         )
 
     def tokens(self, config: ModelConfig):

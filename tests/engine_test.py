@@ -351,7 +351,8 @@ def load(monkeypatch):
     """`load`, without memory: what it makes of its arguments."""
     seeds = []
 
-    def abstract(config, *, seed, **packing):
+    def abstract(config, *, seed, layout, **packing):
+        assert layout is None
         seeds.append(seed)
         return abstract_model(config, **packing)
 

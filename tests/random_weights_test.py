@@ -158,7 +158,7 @@ def test_parts_layers_and_neighbours_are_unrelated(wide):
 def test_both_words_of_a_key_count():
     """Counters of two tensors may overlap; they are 14 million words long in 70b."""
     rows = {
-        key: np.asarray(_random_rows(jnp.array(key, jnp.uint32), 0, 64, 64, "trit2", 1.0))
+        key: np.asarray(_random_rows(jnp.array(key, jnp.uint32), (0, 0, 64), 64, 64, "trit2", 1.0))
         for key in ((5, 1), (5, 2), (6, 1))
     }
     found = {key: unpack_numpy(words.view(np.uint8), "trit2", 256) for key, words in rows.items()}

@@ -201,7 +201,7 @@ import jax
 from tests.train_test import trained
 assert jax.device_count() == 2
 found, losses = trained()
-assert found._by_sequence.mesh.size == 2
+assert found._place.mesh.size == 2
 print(*losses)
 """
 

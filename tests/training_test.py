@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from ternax import crash, data, training
+from ternax import crash, data, run_folder, training
 from ternax.configs import get_config
 from ternax.errors import BadModelFile, DoesNotFit, NumericCheckFailed, UsageError
 from ternax.train import TrainSpec
@@ -165,7 +165,7 @@ def test_another_run_in_the_folder_is_refused_with_the_difference(text, tmp_path
 
 
 def test_two_runs_in_one_folder_at_once(text, tmp_path):
-    with training.claimed(tmp_path), pytest.raises(UsageError, match="another run is going on"):
+    with run_folder.claimed(tmp_path), pytest.raises(UsageError, match="another run is going on"):
         run_of(text, tmp_path).run()
     run_of(text, tmp_path).run()  # the claim ended with its block
 

@@ -6,6 +6,7 @@ import hashlib
 import jax
 import numpy as np
 
+from ternax import processes
 from ternax.checkpoint.leaves import Leaf
 from ternax.errors import BadModelFile
 from ternax.kernels.packing import FORMATS, has_invalid_codes
@@ -20,7 +21,14 @@ def open_files():
     """orbax, and its reader and writer of trees. Half a second at first use."""
     import orbax.checkpoint as orbax
 
-    with orbax.Checkpointer(orbax.PyTreeCheckpointHandler()) as files:
+    # A model is saved and loaded by each process for itself, also among others.
+    index = processes.current().index
+    alone = orbax.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
+    options = {"multiprocessing_options": alone} if processes.current().count > 1 else {}
+    handler = orbax.PyTreeCheckpointHandler(**options)
+    with orbax.Checkpointer(handler, **options) as files:
         yield orbax, files
 
 

@@ -15,6 +15,7 @@ from ternax.checkpoint import manifest
 from ternax.checkpoint.files import WEIGHTS, open_files, sha256, unreadable, why_not
 from ternax.checkpoint.leaves import Leaf, leaves
 from ternax.checkpoint.manifest import Manifest
+from ternax.checkpoint.split_stacks import SplitStacks
 from ternax.checkpoint.stacks import Stacks
 from ternax.config import ModelConfig, first_layers, with_scheme
 from ternax.edit import pack_model
@@ -22,6 +23,7 @@ from ternax.errors import BadModelFile, UsageError
 from ternax.kernels.packing import LAYOUT_VERSION
 from ternax.models import MODELS, Decoder
 from ternax.random_weights import abstract_model
+from ternax.sharding import AnyMesh, layout_for
 
 
 def load(
@@ -33,6 +35,7 @@ def load(
     embed_dtype: str | None = None,
     head_dtype: str | None = None,
     backend: str | None = None,
+    mesh: str | AnyMesh | None = None,
     progress: Callable[[str, int], None] = lambda name, nbytes: None,
 ) -> Decoder:
     """The model that `save` wrote at `path`.
@@ -47,6 +50,7 @@ def load(
       embed_dtype, head_dtype: how tables are packed; None: as stored, int8 for a float
         model's.
       backend: as for `pack_model`.
+      mesh: as for `engine.load`, of packed weights.
       progress: called as (name, bytes) when a layer, or what is outside them, is there.
 
     Raises:
@@ -83,7 +87,23 @@ def load(
         raise BadModelFile(path, manifest.NAME, str(error)) from error
     _check_names(path, {leaf.name: (leaf.shape, leaf.dtype) for leaf in leaves(whole)}, stored)
     model = whole if layers is None else abstract(first_layers(config, layers))
-    model = _filled(path, stored, model, progress)
+    layout = layout_for(mesh, model.config)
+    if layout is None:
+        stacks = Stacks(model)
+    elif stored.packed:
+        stacks = SplitStacks(
+            model,
+            layout,
+            backend=backend,
+            embed_dtype=stored.embed_dtype,
+            head_dtype=stored.head_dtype,
+        )
+    else:
+        raise UsageError(
+            f"mesh {layout}: {path} holds floats, which are packed whole: load it without a mesh, "
+            "save it packed, and load that"
+        )
+    model = _filled(path, stored, model, stacks, progress)
     if stored.packed:
         return model
     if scheme is not None:
@@ -125,9 +145,8 @@ def _check_same(path, expected: dict, found: dict, wanted_by: str, holder: str) 
         raise BadModelFile(path, extra[0], f"in {holder}, but unknown to {wanted_by}")
 
 
-def _filled(path, stored: Manifest, model: Decoder, progress) -> Decoder:
+def _filled(path, stored: Manifest, model: Decoder, stacks: Stacks, progress) -> Decoder:
     """The abstract model with its values, read and checked one layer at a time."""
-    stacks = Stacks(model)
     with open_files() as (orbax, files):
         for layer, group in itertools.groupby(leaves(model), lambda leaf: leaf.layer):
             nbytes = _fill_layer(path, stored, orbax, files, list(group), stacks)

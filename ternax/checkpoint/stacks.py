@@ -48,7 +48,7 @@ class Stacks:
         yield array
         start = leaf.start if leaf.layer is None else (leaf.layer, *leaf.start)
         value = array if leaf.layer is None else array[None]
-        self._values[leaf.path] = _put(self._values[leaf.path], value, start)
+        self._values[leaf.path] = put_in_place(self._values[leaf.path], value, start)
 
     def model(self) -> Decoder:
         """The model. What was opened must not be written to any more."""
@@ -60,5 +60,6 @@ class Stacks:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(variable, value, start):
+def put_in_place(variable, value, start):
+    """A donated variable with `value` written into it from `start` on."""
     return lax.dynamic_update_slice(variable, value, list(start))

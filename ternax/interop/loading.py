@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from ternax.checkpoint.leaves import Leaf, leaves
+from ternax.checkpoint.split_stacks import SplitStacks
 from ternax.checkpoint.stacks import Stacks
 from ternax.config import first_layers, with_scheme
 from ternax.convert import TensorError, error_of, losses
@@ -28,6 +29,7 @@ from ternax.kernels.rows import int8_rows
 from ternax.models import Decoder
 from ternax.quant import make_scheme
 from ternax.random_weights import abstract_model
+from ternax.sharding import AnyMesh, layout_for
 
 # Rows of a table that are floats at a time.
 _ROWS = 2048
@@ -43,6 +45,7 @@ def load(
     embed_dtype: str | None = None,
     head_dtype: str | None = None,
     backend: str | None = None,
+    mesh: str | AnyMesh | None = None,
     progress: Callable[[str, int], None] = lambda name, nbytes: None,
     watch: Callable[[TensorError], None] | None = None,
 ) -> Decoder:
@@ -54,6 +57,7 @@ def load(
       layers: the first n layers alone.
       embed_dtype, head_dtype: how tables are packed; None is int8.
       backend: as for `pack_model`.
+      mesh: as for `engine.load`, of a model that is packed.
       progress: called as (name, bytes) when a matrix, a table or a norm is there.
       watch: called with what quantizing lost, matrix by matrix.
 
@@ -76,7 +80,10 @@ def load(
         check_table_dtypes(config, embed, head)
         packing = dict(embed_dtype=embed, head_dtype=head, backend=backend)
     skeleton = abstract_model(config, packed=packed, **packing)
-    stacks = Stacks(skeleton)
+    layout = layout_for(mesh, config)
+    if layout is not None and not packed:
+        raise UsageError(f"mesh {layout}: it is for packed models, found packed=False")
+    stacks = Stacks(skeleton) if layout is None else SplitStacks(skeleton, layout, **packing)
     odd: list[str] = []
     formats = {"embedding": packing.get("embed_dtype"), "head": packing.get("head_dtype")}
     for name, group in itertools.groupby(

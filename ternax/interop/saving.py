@@ -5,7 +5,7 @@ import pathlib
 from ternax.checkpoint import manifest, saving
 from ternax.checkpoint.whole import whole_directory, whole_file
 from ternax.config import ModelConfig
-from ternax.edit import is_packed
+from ternax.edit import check_whole, is_packed
 from ternax.errors import OutputError, UsageError
 from ternax.interop import gguf_file, gguf_saving, gguf_vocabulary, hf, hf_saving
 from ternax.interop.gguf import I2_S
@@ -35,6 +35,7 @@ def save(
       UsageError: a format that does not exist, or cannot hold this model; it says which can.
       OutputError: `path` is something else, or cannot be written.
     """
+    check_whole(model, "save")
     path = pathlib.Path(path)
     tokenizer = tokenizer or _of_bytes(model.config)
     packed = is_packed(model)

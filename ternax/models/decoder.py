@@ -5,8 +5,6 @@ loops over the layer index, so compile time does not grow with depth. Packed lea
 go into the loop whole, with the index; all other leaves are cut to one layer.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -20,6 +18,7 @@ from ternax.nn.mlp import MLP
 from ternax.nn.norm import RMSNorm
 from ternax.nn.rope import rope_table
 from ternax.nn.table import PackedTable, Table
+from ternax.sharding import Layout, spread
 
 
 class Block(nnx.Module):
@@ -51,12 +50,15 @@ class Decoder(nnx.Module):
       layers: one Block, every leaf with a leading axis of num_layers.
       norm: the final RMSNorm.
       head: the table logits are read from; absent when tied to the embedding.
+      layout: how its variables lie on a mesh; its modules are then those of one device, and run
+        inside `sharding.spread`. None: they are whole.
     """
 
     sub_norms = False
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
+        self.layout: Layout | None = None
         self.embedding: Table | PackedTable = Table(
             config.vocab_size, config.hidden_size, rngs=rngs, std=table_std(config, "embedding")
         )
@@ -127,6 +129,19 @@ class Decoder(nnx.Module):
         return x, cache
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(graph, state, tokens):
-    return nnx.merge(graph, state).forward(tokens)[0]
+def logits_of(graph, state, tokens: jax.Array) -> jax.Array:
+    """Full causal logits f32 [B, T, V] of a model as `nnx.split` gives it; for use inside jit."""
+    model = nnx.merge(graph, state)
+    layout = model.layout
+    if layout is None:
+        return model.forward(tokens)[0]
+    # A batch that does not divide is computed whole on every part.
+    rows = layout.partition(["batch"] if tokens.shape[0] % layout.batch == 0 else [None])
+
+    def body(state, tokens):
+        return nnx.merge(graph, state).forward(tokens)[0]
+
+    return spread(layout, body, (layout.specs(state), rows), rows)(state, tokens)
+
+
+_logits = jax.jit(logits_of, static_argnums=0)

@@ -3,13 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ternax.config import ModelConfig
 from ternax.kernels.attention import BLOCK_SLOTS
 from ternax.kernels.packing import FLOAT_FORMATS
+from ternax.sharding import CACHE, Layout
 
 KV_DTYPES = ("bf16", "int8", "f32")
 
@@ -52,12 +55,18 @@ def init_cache(
     batch: int,
     context: int,
     dtype: str = "bf16",
-    start: jax.Array | None = None,
+    start: jax.Array | np.ndarray | None = None,
     zeros: Callable[..., jax.Array] = jnp.zeros,
+    layout: Layout | None = None,
 ) -> KVCache:
-    """An empty cache for `context` tokens a row; `zeros` makes its memory."""
+    """An empty cache for `context` tokens a row; `zeros` makes its memory.
+
+    With a layout it is made split: rows over data, kv heads over tensor.
+    """
+    if layout is not None:
+        return _split_cache(config, batch, context, dtype, start, layout)
     shape = (config.num_layers, batch, config.num_kv_heads, padded_slots(context), config.head_dim)
-    start = jnp.zeros((batch,), jnp.int32) if start is None else start
+    start = jnp.zeros((batch,), jnp.int32) if start is None else jnp.asarray(start)
     length = jnp.int32(0)
     if dtype == "int8":
         k, v = (zeros(shape, jnp.int8) for _ in "kv")
@@ -65,6 +74,27 @@ def init_cache(
         return KVCache(k, v, k_scale, v_scale, start, length)
     k, v = (zeros(shape, FLOAT_FORMATS[dtype]) for _ in "kv")
     return KVCache(k, v, None, None, start, length)
+
+
+def _split_cache(config, batch, context, dtype, start, layout: Layout) -> KVCache:
+    wide = dataclasses.replace(config, num_heads=layout.kv_heads, num_kv_heads=layout.kv_heads)
+    like = jax.eval_shape(lambda: init_cache(wide, batch, context, dtype))
+    specs = cache_specs(layout, like)
+    cache = jax.tree.map(
+        lambda leaf, spec: layout.full(leaf.shape, 0, leaf.dtype, spec), like, specs
+    )
+    if start is None:
+        return cache
+    return dataclasses.replace(cache, start=layout.put(start, ["batch"]))
+
+
+def cache_specs(layout: Layout, cache: KVCache) -> KVCache:
+    """The PartitionSpec of each leaf of a cache."""
+    codes: Any = layout.partition(CACHE)
+    scales: Any = None if cache.k_scale is None else layout.partition(CACHE[:-1])
+    start: Any = layout.partition(["batch"])
+    length: Any = layout.partition([])
+    return KVCache(codes, codes, scales, scales, start, length)
 
 
 def advance(cache: KVCache, tokens: int) -> KVCache:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ternax.kernels import target
+from ternax.kernels.across import ternary_matmul_across
 from ternax.kernels.backends import choose
 from ternax.kernels.packing import FORMATS, Packed
 from ternax.kernels.ternary_matmul import (
@@ -25,16 +26,23 @@ COMPUTE = ("f32", "bf16")
 ACTIVATIONS = {"silu": jax.nn.silu, "relu2": lambda x: jnp.square(jax.nn.relu(x))}
 
 
-def enter(x: jax.Array, gate: str | None, norm: jax.Array | None, eps: float) -> jax.Array:
+def enter(
+    x: jax.Array,
+    gate: str | None,
+    norm: jax.Array | None,
+    eps: float,
+    across: str | None = None,
+) -> jax.Array:
     """What a projection's input goes through first: a gate, then RMSNorm with weight `norm`.
 
     x: float [..., K]; with a gate [..., 2 K], of which comes act(first half) * second half.
+    across: the mesh axis that K is split over, inside `shard_map`.
     """
     x = x.astype(jnp.float32)
     if gate is not None:
         first, second = jnp.split(x, 2, axis=-1)
         x = ACTIVATIONS[gate](first) * second
-    return x if norm is None else rms_norm(x, norm, eps)
+    return x if norm is None else rms_norm(x, norm, eps, across)
 
 
 class PackedStack(nnx.Variable):
@@ -144,9 +152,13 @@ class PackedLinear(nnx.Module):
       data, scale, zero: the leaves of a `kernels.packing.Packed`.
       parts: (name, width) of each fused matrix, whose outputs stand side by side.
       backend: a name in `kernels.backends.BACKENDS`, or None to choose by platform.
+      across: the mesh axis that K is split over, inside `shard_map`; None: it is whole here.
+      one_scale: of a split K: whether all of its parts have the same scales.
     """
 
     def __init__(self, packed: Packed, *, inputs: str, backend: str | None = None):
+        self.across: str | None = None
+        self.one_scale = True
         self.data = PackedStack(packed.data)
         self.scale = PackedStack(packed.scale)
         self.zero = None if packed.zero is None else PackedStack(packed.zero)
@@ -204,6 +216,19 @@ class PackedLinear(nnx.Module):
         if residual is not None:
             shape = (*x.shape[:-1], packed.shape[1])
             residual = jnp.broadcast_to(residual, shape).astype(jnp.float32)
+        if self.across is not None:
+            x = enter(x, gate, weight, eps, self.across)
+            xq, x_scale = INPUTS[self.inputs](x, self.across)
+            y = ternary_matmul_across(
+                xq,
+                packed,
+                self.across,
+                one_scale=self.one_scale,
+                layer=layer,
+                x_scale=x_scale,
+                backend=self.backend,
+            )
+            return y if residual is None else residual + y
         project = _in_one_call(static, x, packed, layer)
         if project is not None:
             return _fused(project, static, x, weight, packed, residual, layer)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from ternax.kernels.packing import Packed, unpack_rows
 from ternax.kernels.ternary_matmul import ternary_matmul
@@ -31,9 +32,13 @@ class PackedTable(nnx.Module):
 
     As a head it multiplies 22-bit activations exactly (W8A22 for int8), see
     `kernels.ternary_matmul.to_digits`.
+
+    Attributes:
+      across: the mesh axis that V is split over, inside `shard_map`; None: it is whole here.
     """
 
     def __init__(self, packed: Packed, *, backend: str | None = None):
+        self.across: str | None = None
         self.data = PackedStack(packed.data)
         self.scale = PackedStack(packed.scale)
         self.format, self.shape, self.parts = packed.format, packed.shape, packed.parts
@@ -52,8 +57,17 @@ class PackedTable(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """tokens: int32 [...] -> f32 [..., D]."""
-        return unpack_rows(self.packed, tokens)
+        if self.across is None:
+            return unpack_rows(self.packed, tokens)
+        rows = self.shape[1]
+        here = tokens - lax.axis_index(self.across) * rows
+        found = unpack_rows(self.packed, jnp.clip(here, 0, rows - 1))
+        mine = (here >= 0) & (here < rows)
+        return lax.psum(jnp.where(mine[..., None], found, 0.0), self.across)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """x: f32 [..., D] -> f32 [..., V]."""
-        return ternary_matmul(x, self.packed, out_dtype=jnp.float32, backend=self.backend)
+        y = ternary_matmul(x, self.packed, out_dtype=jnp.float32, backend=self.backend)
+        if self.across is None:
+            return y
+        return lax.all_gather(y, self.across, axis=y.ndim - 1, tiled=True)

@@ -12,8 +12,13 @@ from ternax.quant.scheme import EPS, straight_through
 class InputQuant(Protocol):
     """A quantizer of activations: a frozen object, static in the linear that uses it."""
 
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """x: float [..., K] -> (int8 [..., K], f32 [..., 1]), or (x, None)."""
+    def __call__(
+        self, x: jax.Array, across: str | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """x: float [..., K] -> (int8 [..., K], f32 [..., 1]), or (x, None).
+
+        across: the mesh axis that K is split over, inside `shard_map`: the scale is of all parts.
+        """
 
     def fake_quant(self, x: jax.Array) -> jax.Array:
         """x as the quantizer leaves it, in floats, gradient straight through."""
@@ -28,10 +33,12 @@ class Int8PerToken:
     whose order of operations (reciprocal, then times 127) this follows to the bit.
     """
 
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, across: str | None = None) -> tuple[jax.Array, jax.Array]:
         """x: float [..., K] -> (int8 [..., K], f32 [..., 1]) with x ~ q * scale."""
         x = x.astype(jnp.float32)
-        inverse = (1.0 / jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True), EPS)) * 127.0
+        peak = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+        peak = peak if across is None else jax.lax.pmax(peak, across)
+        inverse = (1.0 / jnp.maximum(peak, EPS)) * 127.0
         return jnp.clip(jnp.round(x * inverse), -128, 127).astype(jnp.int8), 1.0 / inverse
 
     def fake_quant(self, x: jax.Array) -> jax.Array:
@@ -44,7 +51,7 @@ class Int8PerToken:
 class Unquantized:
     """Activations stay floats (W2A16)."""
 
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, across: str | None = None) -> tuple[jax.Array, None]:
         return x, None
 
     def fake_quant(self, x: jax.Array) -> jax.Array:

@@ -1,0 +1,101 @@
+"""--mesh and the processes of a run: the same flags for every experiment."""
+
+import math
+import os
+import shlex
+import sys
+
+from ternax import mesh, processes, watchdog
+from ternax.errors import UsageError
+from ternax.provenance import environment
+from ternax.table import row
+
+# Flags of a run of several processes; the last tells them apart.
+OF_PROCESSES = ("coordinator", "processes", "heartbeat_s", "join_s", "step_timeout_s", "process")
+
+
+def mesh_flags(define) -> None:
+    """Becomes `args.mesh` and more; experiments take `mesh_of(args)`."""
+    define.section("Devices")
+    define.string(
+        "mesh",
+        None,
+        "devices along data (the batch), tensor (every matrix, the cache) and, in training, fsdp "
+        "(batch and weights): data:2,tensor:4; on a processor they share its cores and memory",
+        form="AXIS:N,...",
+        default_text="one device",
+    )
+    define.string(
+        "coordinator",
+        None,
+        "where the first of several processes listens; experiments.launch starts them on one "
+        "machine, and SLURM is found by itself",
+        form="HOST:PORT",
+    )
+    define.integer("processes", None, "how many processes the run has", lower=1)
+    define.integer("process", None, "which of them this is, from 0", lower=0)
+    define.integer(
+        "heartbeat_s",
+        processes.HEARTBEAT_S,
+        "seconds after which a silent process is given up",
+        lower=1,
+    )
+    define.integer(
+        "join_s", processes.JOIN_S, "seconds that processes wait for one another to come", lower=1
+    )
+    define.integer(
+        "step_timeout_s", 600, "seconds after which a step of several processes hangs", lower=1
+    )
+
+
+def mesh_of(args):
+    """The mesh that --mesh asks for, or None; before jax first looks at its devices.
+
+    Joins the other processes first, if there are any; all but the first are silent from then
+    on. With --plan_only the devices need not be there.
+    """
+    sizes = None if args.mesh is None else mesh.parse(args.mesh)
+    if sizes and getattr(args, "plan_only", False):
+        return mesh.abstract_mesh(sizes)
+    member = processes.find(args.coordinator, args.processes, args.process, os.environ)
+    if member is None and sizes is None:
+        return None
+    if sizes is None:
+        raise UsageError("--processes are of a mesh, found no --mesh: name one, such as data:2")
+    count, parts = math.prod(sizes.values()), 1 if member is None else member.count
+    if count % parts:
+        raise UsageError(f"--mesh={args.mesh} has {count} devices, not to be shared by {parts}")
+    mesh.share_processor(count // parts)
+    if member is not None:
+        processes.join(member, says(args.command_line), args.heartbeat_s, args.join_s)
+        watchdog.arm(args.step_timeout_s, f"process {member.index}")
+        if member.index:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
+    return mesh.make_mesh(sizes)
+
+
+def says(command_line: str) -> str:
+    """What all processes of a run must agree on, a line each."""
+    words = [
+        word
+        for word in shlex.split(command_line)
+        if not word.lstrip("-").startswith(f"{OF_PROCESSES[-1]}=")
+    ]
+    found = environment()
+    return "\n".join([*words, found.versions, found.source_sha256])
+
+
+def table(layout, workload) -> list[str]:
+    """What each tensor becomes on a device; nothing without a layout."""
+    if layout is None:
+        return []
+    from flax import nnx
+
+    from ternax.random_weights import abstract_part
+    from ternax.sharding import lines
+
+    part, specs = abstract_part(
+        layout, embed_dtype=workload.embed_dtype, head_dtype=workload.head_dtype
+    )
+    found = list(lines(layout, nnx.state(part), specs))
+    return [row("mesh", f"{layout}: {layout.mesh.size} devices"), *(row("", x) for x in found)]

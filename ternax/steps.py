@@ -1,0 +1,67 @@
+"""The two compiled programs of a decode run, and what goes into them."""
+
+import numpy as np
+from flax import nnx
+
+from ternax import engine
+from ternax.kernels.memory import zeros
+from ternax.models import Decoder
+from ternax.nn.cache import KVCache, init_cache
+from ternax.sharding import fetch
+from ternax.workload import Workload
+
+
+class Steps:
+    """Prefill and decode of one model and workload, on one device or on the model's mesh.
+
+    Attributes:
+      leaves: of the model.
+      tokens: int32 [B, T], the prompts.
+      keys: one random key a row.
+    """
+
+    def __init__(self, model: Decoder, workload: Workload):
+        graph, self.leaves = nnx.split(model)
+        self._config, self._layout, self._workload = model.config, model.layout, workload
+        self._program = engine.Program(graph, layout=model.layout)
+        self.tokens = engine.rows_on(model.layout, workload.tokens(model.config))
+        self.keys = engine.row_keys(workload.seed, workload.batch)
+
+    def new_cache(self) -> KVCache:
+        work = self._workload
+        return init_cache(
+            self._config,
+            work.batch,
+            work.context,
+            work.kv_dtype,
+            zeros=zeros,
+            layout=self._layout,
+        )
+
+    def compile_prefill(self) -> None:
+        cache = self.new_cache()
+        lowered = engine.prefill.lower(self._program, self.leaves, self.tokens, cache, self.keys)
+        self._prefill = lowered.compile()
+
+    def compile_decode(self) -> None:
+        batch = self._workload.batch
+        token = engine.rows_on(self._layout, np.zeros(batch, np.int32))
+        done = engine.rows_on(self._layout, np.zeros(batch, bool))
+        state = engine.DecodeState(self.new_cache(), token, done, self.keys)
+        lowered = engine.decode.lower(self._program, self.leaves, state, np.int32(1))
+        self._decode = lowered.compile()
+
+    def program_text(self) -> str:
+        """Optimized HLO of decode."""
+        return self._decode.as_text() or ""
+
+    def prefill(self, cache: KVCache) -> engine.DecodeState:
+        """Reads the prompts and draws the first tokens."""
+        return self._prefill(self.leaves, self.tokens, cache, self.keys)
+
+    def decode(
+        self, state: engine.DecodeState, steps: int
+    ) -> tuple[np.ndarray, engine.DecodeState]:
+        """(tokens int32 [B, steps], the state after)."""
+        out, state = self._decode(self.leaves, state, np.int32(steps))
+        return fetch(out)[:, :steps], state
