@@ -91,8 +91,9 @@ class Definer:
             text,
             "=X",
             default_text,
-            lower_bound=lower,
-            upper_bound=upper,
+            # Floats, since absl shares a parser between bounds that are equal, and prints its own.
+            lower_bound=None if lower is None else float(lower),
+            upper_bound=None if upper is None else float(upper),
         )
 
     def string(self, name, default, text, *, form="TEXT", default_text=""):
