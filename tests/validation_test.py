@@ -61,6 +61,11 @@ def test_the_guides_tell_what_is_predicted_here():
     assert f"{len(rows)} published rates with a median error of {median}, {len(own)} of" in readme
     assert f"of our own with {ours}" in readme
     assert f"The median error of the {len(rows)} is {median}, and of {len(own)} of our" in guide
+    assert all(row.efficiency <= 1 for row in rows) and "No published row exceeds" in guide
+    over = [row.efficiency for row in own if row.efficiency > 1]
+    assert f"{len(over)} of our own do, the highest at {100 * max(over):.1f} % of it" in guide
+    largest = max((found.error for found in validation.predict(own)), key=abs)
+    assert f"Largest of our own is {100 * largest:+.0f} %" in guide
     for device, share in validation.efficiencies(rows).items():
         count = sum(found.device == device for found in rows)
         assert f"| {device} | {count} | {share:.2f} |" in guide
