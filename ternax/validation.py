@@ -109,9 +109,10 @@ def published(path: str | pathlib.Path) -> list[Row]:
 def own(folder: str | pathlib.Path) -> list[Row]:
     """Our own decode records below a folder that tell the bandwidth beside them.
 
-    Bytes come from the model's shape, not from the record; only the bandwidth is the record's,
-    since a shared machine's moves. One row for each config, depth, context, tables and cache of
-    a file: its rounds' median.
+    A line that is no JSON object is refused with file and line (BadModelFile). Bytes come from
+    the model's shape, not from the record; only the bandwidth is the record's, since a shared
+    machine's moves. One row for each config, depth, context, tables and cache of a file: its
+    rounds' median.
     """
     folder = pathlib.Path(folder)
     found: dict[tuple, list[Row]] = {}
@@ -140,14 +141,20 @@ def _flag(record: Record, name: str, default: str) -> str:
 def _decodes(path: pathlib.Path) -> list[Record]:
     """Measured decode records of ours in a file that may hold other lines too."""
     records = []
-    for line in path.read_text().splitlines():
-        values = json.loads(line)
-        if values.get("phase") == "decode" and values.get("backend") == "cpu":
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            values = json.loads(line)
+            if not isinstance(values, dict):
+                raise ValueError(f"expected an object, found {type(values).__name__}")
+            if values.get("phase") != "decode" or values.get("backend") != "cpu":
+                continue
             record = Record.from_dict(values)
-            if record.kind == "measured" and {"tokens_per_s", "read_bandwidth_gb_per_s"} <= (
-                record.metrics.keys()
-            ):
-                records.append(record)
+        except (ValueError, UsageError) as error:
+            raise BadModelFile(path, f"line {number}", f"not a record: {error}") from error
+        if record.kind == "measured" and {"tokens_per_s", "read_bandwidth_gb_per_s"} <= (
+            record.metrics.keys()
+        ):
+            records.append(record)
     return records
 
 

@@ -98,6 +98,16 @@ def test_bounds_are_those_of_the_records(tmp_path):
     assert checked > 20
 
 
+@pytest.mark.parametrize(
+    "torn", ['{"phase": "decode", "back', "[1]", '{"phase": "decode", "backend": "cpu"}']
+)
+def test_a_line_that_is_no_record(tmp_path, torn):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "a.jsonl").write_text(f'{{"phase": "load"}}\n{torn}\n')
+    with pytest.raises(BadModelFile, match="m/a.jsonl: line 2: not a record"):
+        validation.own(tmp_path)
+
+
 def test_a_row_with_too_little(tmp_path):
     bare = tmp_path / "bare.yaml"
     bare.write_text(

@@ -28,7 +28,9 @@ def tables(
             header = _header(source, line, number, renamed)
             found.append((heading, []))
         elif not re.fullmatch(r"[\s|:-]+", line):
-            found[-1][1].append(_row(source, header, line, number))
+            # A row that fills only columns left out is a heading within the table.
+            if row := _row(source, header, line, number):
+                found[-1][1].append(row)
     return found
 
 

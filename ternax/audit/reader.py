@@ -93,7 +93,13 @@ class _Reader(Source):
         shared = self.leaves(entries["defaults"][1], "defaults") if "defaults" in entries else {}
         rows = self.sequence(entries["rows"][1], "rows")
         name = self.leaf(entries["name"][1], "name")[0]
-        return name, [shared | self.leaves(row, "row") for row in rows]
+        return name, [shared | self.row(row) for row in rows]
+
+    def row(self, node: yaml.Node) -> dict[str, Leaf]:
+        found = self.leaves(node, "row")
+        if not found:
+            raise self.refuse(*place(node), "row: expected at least one field, such as says")
+        return found
 
     def model(self, name: str, values: dict[str, Leaf], place: tuple[int, int]) -> None:
         """`config: 70b`, or `parameters: 24B`, or the fields of a shape; overrides of a config.

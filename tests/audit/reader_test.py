@@ -133,6 +133,7 @@ def test_markdown(tmp_path):
         ("{model: 8b, layers: 33}", "line 7, column 29", "layers: 8b has 32, found 33"),
         ("{phase: train}", "line 7, column 17", "phase: expected one of decode, prefill"),
         ("{model: [70b]}", "line 7, column 17", "row: model: expected one value, found a list"),
+        ("{}", "line 7, column 9", "row: expected at least one field"),
         ("[1, 2]", "line 7, column 9", "row: expected `name: value` lines"),
         ("{model: 70b, model: 8b}", "line 7, column 22", "model is given twice"),
         ("{id: a}\n      - {id: a}", "line 8, column 14", "id: 'a' is that of line 7 already"),
@@ -200,6 +201,9 @@ def test_a_row_that_cannot_be_read(tmp_path, row, place, why):
         (HEAD + "models:\n  a: {hidden_size: 3}\n", "line 5, column 6", "a: a shape lacks"),
         (HEAD + "models:\n  a: {num_layers: x}\n", "line 5, column 19", "expected a whole number"),
         (HEAD + "devices:\n  a: {memory: 1 GB}\n", "line 5, column 6", "bandwidth is missing"),
+        ("title: &a [*a]\n", "line 1, column 8", "no anchors or aliases: write 'a' out"),
+        (HEAD + "a: &b [1]\nc: &d [*b, *b]\n", "line 4, column 4", "no anchors or aliases"),
+        ("title: " + 3000 * "[", "line 1, column 27", "more than 20 deep"),
     ],
 )
 def test_a_head_that_cannot_be_read(tmp_path, text, place, why):
@@ -221,6 +225,15 @@ def test_markdown_that_cannot_be_read(tmp_path, old, new, place, why):
     path = file(tmp_path, MARKDOWN.replace(old, new, 1), "claims.md")
     with pytest.raises(BadModelFile, match=f"claims.md: {place}.*{why}"):
         read(path)
+
+
+def test_a_markdown_row_without_claims_is_left_out(tmp_path):
+    """A heading within a table, in a column that is left out, and a row of blanks."""
+    rows = "| 8b | **65.2** | warm |\n| | | small models |\n|  |  |  |\n"
+    path = file(tmp_path, MARKDOWN.replace("| 8b | **65.2** | warm |\n", rows, 1), "claims.md")
+    assert len(read(path).tables[0].claims) == len(
+        read(file(tmp_path, MARKDOWN, "plain.md")).tables[0].claims
+    )
 
 
 def test_files_that_are_no_claims(tmp_path):
