@@ -82,6 +82,7 @@ UNITS: dict[str, tuple[str, float, float]] = {
     **_spelled("operations/s", 1e12, "TFLOP/s", "TFLOPS", "TFLOPs", "TOPS", "TOP/s"),
     **_spelled("operations/s", 1e15, "PFLOP/s", "PFLOPS", "POPS"),
     **_spelled("operations", 1, "FLOP", "FLOPs"),
+    **_same("operations", MFLOP=1e6, GFLOP=1e9, TFLOP=1e12, PFLOP=1e15),
     **_spelled("operations/byte", 1, "FLOP/B", "FLOP/byte", "FLOPs/byte", "flop/B"),
     **_spelled("dollars/hour", 1, "$/h", "$/hour", "USD/h", "$/hr", "USD/hr", "USD/hour"),
     **_spelled("dollars/token", 1e-3, "$/ktok", "$/1K tokens", "$/1k tokens", "$/1000 tokens"),

@@ -216,6 +216,39 @@ def test_a_verdict_is_inherited_through_every_row_between(tmp_path):
     assert [row.verdict for row in (a, b, c)] == ["impossible", "mislabelled", "mislabelled"]
 
 
+@pytest.mark.parametrize(
+    "row, convention",
+    [
+        ("operations: 141B FLOP", "141B FLOP is that of all parameters (141.1 GFLOP)"),
+        ("operations: 136.9 GFLOP", "that of the projections alone (136.9 GFLOP)"),
+        ('compute_only_tokens_per_s: "7,009 tok/s"', "next to that of all parameters"),
+        ("read_time: 42.1 ms", "that of all parameters (42.12 ms)"),
+        ("weights: int4, intensity_gap: 74x", "that of 4 bits, codes without their scales"),
+    ],
+)
+def test_usual_ways_to_count_are_no_false_alarms(tmp_path, row, convention):
+    """2 N of all 70.55e9 parameters or the 68.45e9 in projections; 4 bits for int4's 4.25."""
+    weights = "" if "weights" in row else "weights: fp16, "
+    (judged,) = speeds(tmp_path, f"model: 70b, device: h100, operands: fp16, {weights}{row}")
+    assert judged.verdict == "possible"
+    assert convention in judged.findings[0].text
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "operations: 145.1 GFLOP",
+        "compute_only_tokens_per_s: 6800.1 tok/s",
+        "read_time: 43.1 ms",
+        "read_time: 40.1 ms",
+        "intensity_gap: 290.1x",
+    ],
+)
+def test_beyond_both_ways_to_count_is_impossible(tmp_path, row):
+    (judged,) = speeds(tmp_path, f"model: 70b, device: h100, operands: fp16, weights: fp16, {row}")
+    assert judged.verdict == "impossible"
+
+
 def test_a_larger_model_with_a_smaller_cache_may_take_less(tmp_path):
     """More parameters by an eighth and 4 kv heads for 32 explain 5 %; seven times more do not."""
     model = "weights: int4, memory"
