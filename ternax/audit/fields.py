@@ -186,9 +186,13 @@ WORDS = {
     "bottleneck": ("weights", "kv", "head", "collectives", "compute"),
     "runs_on": ("cpu", "gpu"),
 }
+# What stands in a cell where a source gives no number.
+NOTHING = ("", "-", "–", "—", "N/A", "n/a")
 # Quantities that may be zero or less; of any other that is no claim but a slip.
 MAY_BE_ZERO = (
     "result", "noise", "similarity", "idle", "left_out", "weights_read", "hand_overs",
     "share_of_bound", "tables_share",
 )  # fmt: skip
+# Of those, the ones that may be less than zero.
+MAY_BE_NEGATIVE = ("result", "similarity")
 COUNTS = ("devices", "batch", "context", "layers", "rows", "columns")

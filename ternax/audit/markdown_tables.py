@@ -2,7 +2,7 @@
 
 import re
 
-from ternax.audit.fields import QUANTITIES, SETTINGS
+from ternax.audit.fields import NOTHING, QUANTITIES, SETTINGS
 from ternax.audit.nodes import Leaf, Source, near
 
 Rows = list[dict[str, Leaf]]
@@ -50,6 +50,9 @@ def _header(
                 f"no field is named {name!r}; {close}; map it in the head: "
                 f"`columns: {{{cell!r}: FIELD}}`, or - to leave it out",
             )
+        if unit[1] != "-" and unit[1] in [field for field, _ in out]:
+            why = f"{unit[1]} is given twice: two columns of one field; leave one out with -"
+            raise source.refuse(number, column, why)
         out.append((unit[1], unit[2] or ""))
     return out
 
@@ -63,13 +66,16 @@ def _row(source: Source, header: list[tuple[str, str]], line: str, number: int) 
     row = {}
     for (name, unit), (text, column) in zip(header, cells, strict=True):
         if name != "-" and text:
-            row[name] = (f"{text} {unit}".strip() if text != "-" else text, number, column)
+            row[name] = (text if text in NOTHING else f"{text} {unit}".strip(), number, column)
     return row
 
 
 def _cells(line: str) -> list[tuple[str, int]]:
     """(text, column) of a Markdown row's cells."""
-    parts = re.split(r"(?<!\\)\|", line.strip().strip("|"))
+    inner = line.strip().removeprefix("|")
+    if not inner.endswith("\\|"):
+        inner = inner.removesuffix("|")  # one alone: before it may stand an empty cell
+    parts = re.split(r"(?<!\\)\|", inner)
     out, column = [], line.index("|") + 2
     for part in parts:
         lead = len(part) - len(part.lstrip())

@@ -172,6 +172,8 @@ def parse(text: str, default_unit: str | None = None) -> Quantity:
             value = float(number.replace(",", "")) * factor
             half = max(half_digit(number), about) * factor
             ends.append((value - half, value + half))
+    if sum(ends[0]) > sum(ends[-1]):
+        raise UnknownUnit(f"expected the smaller number of a range first, found {plain!r}")
     low, high = ends[0][0] * least, ends[-1][1] * most
     nominal = sum(map(sum, ends)) / (2 * len(ends)) * least
     if found["sign"] in ("-", "−"):
