@@ -107,6 +107,8 @@ def cache_beside(claim: Claim) -> Iterator[Finding]:
     load, share = load_of(claim), claim.quantities.get("left_out")
     if load is None or share is None or "context" not in claim.settings:
         return
+    if not load.kv_bytes_per_token:
+        return  # of a bare count the cache is unknown, not empty
     cache = claim.count("batch") * claim.count("context", 0) * load.kv_bytes_per_token
     how = f"the cache of {claim.count('context', 0):,} tokens, {words(cache, 'bytes')}, over "
     how += f"the step's {words(cache + load.read_bytes, 'bytes')}"
@@ -120,6 +122,8 @@ def critical_batch(claim: Claim) -> Iterator[Finding]:
     claimed = claim.quantities.get("critical_batch")
     found = peak_of(claim, device) if device else None
     if claimed is None or load is None or device is None or found is None:
+        return
+    if "context" in claim.settings and not load.kv_bytes_per_token:
         return
     peak, bandwidth = found[0], device.bandwidth_gb_per_s
     rows = roofline.critical_batch(load, bandwidth, peak, context=claim.count("context", 0))

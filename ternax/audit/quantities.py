@@ -224,8 +224,9 @@ def words(value: float, dimension: str) -> str:
         "bits": ((1, "bits"),),
         "operations/byte": ((1, "FLOP/B"),),
     }
-    for scale, unit in scales.get(dimension, ((1, ""),)):
-        if abs(value) >= scale or (scale, unit) == scales.get(dimension, ((1, ""),))[-1]:
+    known = scales.get(dimension, ((1, ""),))
+    for scale, unit in known:
+        if scale <= abs(value) < math.inf or (scale, unit) == known[-1]:
             gap = "" if dimension == "number" else " "
             return f"{plain(value / scale)}{gap}{unit}".strip()
     raise AssertionError(dimension)
