@@ -69,7 +69,10 @@ class Prediction:
 
 
 def published(path: str | pathlib.Path) -> list[Row]:
-    """The rows of a file of claims that state a decode rate. BadModelFile for one too bare."""
+    """The rows of a file of claims, each a decode rate of one sequence.
+
+    Raises BadModelFile, with the line: a row too bare, of a prompt or of several sequences.
+    """
     rows = []
     for table in read(path).tables:
         for claim in table.claims:
@@ -78,6 +81,10 @@ def published(path: str | pathlib.Path) -> list[Row]:
             if load is None or device is None or rate is None or model is None:
                 needs = "a row needs model, weights, device and tokens_per_s"
                 raise BadModelFile(path, claim.place, needs)
+            for name, legal in (("phase", "decode"), ("batch", "1")):
+                if (found := claim.settings.get(name, legal)) != legal:
+                    why = f"{name}: expected {legal}, found {found}: one sequence's decode"
+                    raise BadModelFile(path, claim.place, f"{why} is predicted here")
             batch, context = claim.count("batch"), claim.count("context", 0)
             peak = peak_of(claim, device)
             bound = roofline.decode_step(

@@ -108,6 +108,19 @@ def test_a_line_that_is_no_record(tmp_path, torn):
         validation.own(tmp_path)
 
 
+@pytest.mark.parametrize("other", ["phase: prefill", "batch: best", "batch: 8"])
+def test_a_published_row_of_something_else_is_refused(tmp_path, other):
+    rates = tmp_path / "rates.yaml"
+    rows = "".join(
+        f"      - {{model: 8b, weights: fp16, device: h100, tokens_per_s: 150, {said}}}\n"
+        for said in ("phase: decode, batch: 1", other)
+    )
+    rates.write_text(f"title: t\nsource: s\nyear: 2025\ntables:\n  - name: a\n    rows:\n{rows}")
+    name, _, found = other.partition(": ")
+    with pytest.raises(BadModelFile, match=f"line 8: {name}: expected .*, found {found}"):
+        validation.published(rates)
+
+
 def test_a_row_with_too_little(tmp_path):
     bare = tmp_path / "bare.yaml"
     bare.write_text(
