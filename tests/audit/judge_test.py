@@ -235,6 +235,11 @@ BARE = "model: bare, device: h100, weights: fp16"
             "memory: 20 GB",
             "latency: no check judges it with phase speculative",
         ),
+        (
+            "model: 8b, weights: fp16, device: h100, phase: kernel, tokens_per_s: 100, "
+            "latency: 1 us",
+            "latency: no check judges it with phase kernel",
+        ),
         # Of a count of parameters alone, what is unknown is not zero.
         (f"{BARE}, context: 8192, left_out: 14 %", "left_out: a shape of the model is needed"),
         (f"{BARE}, devices: 2, bottleneck: collectives", "bottleneck: a shape of the model"),
