@@ -38,7 +38,7 @@ def _header(
     source: Source, line: str, number: int, renamed: dict[str, str]
 ) -> list[tuple[str, str]]:
     """(field, unit) of each column; field "-" for one to leave out."""
-    out = []
+    out: list[tuple[str, str]] = []
     for cell, column in _cells(line):
         name = renamed.get(cell, cell)
         unit = re.fullmatch(r"(\w+|-)\s*(?:[(\[](.+)[)\]])?", name)
