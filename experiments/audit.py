@@ -9,7 +9,6 @@ shown. `ternax.audit` judges; here are the flags and the printing. docs/audit.md
 import os
 import pathlib
 import sys
-import tempfile
 import textwrap
 
 from ternax import audit
@@ -50,7 +49,7 @@ def screen(audits: list[audit.Audit], everything: bool) -> list[str]:
             if everything or judged.verdict != "possible":
                 lines.append(f"{judged.verdict:13} {judged.claim.says}")
                 lines += [
-                    row("", finding.text)
+                    row("", finding.said)
                     for finding in judged.findings
                     if everything or finding.verdict == judged.verdict
                 ]
@@ -61,12 +60,13 @@ def screen(audits: list[audit.Audit], everything: bool) -> list[str]:
 def write(path: str, text: str) -> None:
     """Puts `text` at `path`, whole or not at all. Raises OutputError."""
     target = pathlib.Path(path)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}-", delete=False
-        ) as file:
-            file.write(text)
-        os.replace(file.name, target)
+        try:
+            draft.write_text(text, encoding="utf-8")
+            os.replace(draft, target)
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"--output={path}: cannot be written: {error.strerror}") from error
 

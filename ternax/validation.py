@@ -69,7 +69,10 @@ class Prediction:
 
 
 def published(path: str | pathlib.Path) -> list[Row]:
-    """The rows of a file of claims that state a decode rate. BadModelFile for one too bare."""
+    """The rows of a file of claims, each a decode rate of one sequence.
+
+    Raises BadModelFile, with the line: a row too bare, of a prompt or of several sequences.
+    """
     rows = []
     for table in read(path).tables:
         for claim in table.claims:
@@ -78,6 +81,10 @@ def published(path: str | pathlib.Path) -> list[Row]:
             if load is None or device is None or rate is None or model is None:
                 needs = "a row needs model, weights, device and tokens_per_s"
                 raise BadModelFile(path, claim.place, needs)
+            for name, legal in (("phase", "decode"), ("batch", "1")):
+                if (found := claim.settings.get(name, legal)) != legal:
+                    why = f"{name}: expected {legal}, found {found}: one sequence's decode"
+                    raise BadModelFile(path, claim.place, f"{why} is predicted here")
             batch, context = claim.count("batch"), claim.count("context", 0)
             peak = peak_of(claim, device)
             bound = roofline.decode_step(
@@ -109,9 +116,10 @@ def published(path: str | pathlib.Path) -> list[Row]:
 def own(folder: str | pathlib.Path) -> list[Row]:
     """Our own decode records below a folder that tell the bandwidth beside them.
 
-    Bytes come from the model's shape, not from the record; only the bandwidth is the record's,
-    since a shared machine's moves. One row for each config, depth, context, tables and cache of
-    a file: its rounds' median.
+    A line that is no JSON object is refused with file and line (BadModelFile). Bytes come from
+    the model's shape, not from the record; only the bandwidth is the record's, since a shared
+    machine's moves. One row for each config, depth, context, tables and cache of a file: its
+    rounds' median.
     """
     folder = pathlib.Path(folder)
     found: dict[tuple, list[Row]] = {}
@@ -140,14 +148,20 @@ def _flag(record: Record, name: str, default: str) -> str:
 def _decodes(path: pathlib.Path) -> list[Record]:
     """Measured decode records of ours in a file that may hold other lines too."""
     records = []
-    for line in path.read_text().splitlines():
-        values = json.loads(line)
-        if values.get("phase") == "decode" and values.get("backend") == "cpu":
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            values = json.loads(line)
+            if not isinstance(values, dict):
+                raise ValueError(f"expected an object, found {type(values).__name__}")
+            if values.get("phase") != "decode" or values.get("backend") != "cpu":
+                continue
             record = Record.from_dict(values)
-            if record.kind == "measured" and {"tokens_per_s", "read_bandwidth_gb_per_s"} <= (
-                record.metrics.keys()
-            ):
-                records.append(record)
+        except (ValueError, UsageError) as error:
+            raise BadModelFile(path, f"line {number}", f"not a record: {error}") from error
+        if record.kind == "measured" and {"tokens_per_s", "read_bandwidth_gb_per_s"} <= (
+            record.metrics.keys()
+        ):
+            records.append(record)
     return records
 
 

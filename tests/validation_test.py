@@ -61,6 +61,11 @@ def test_the_guides_tell_what_is_predicted_here():
     assert f"{len(rows)} published rates with a median error of {median}, {len(own)} of" in readme
     assert f"of our own with {ours}" in readme
     assert f"The median error of the {len(rows)} is {median}, and of {len(own)} of our" in guide
+    assert all(row.efficiency <= 1 for row in rows) and "No published row exceeds" in guide
+    over = [row.efficiency for row in own if row.efficiency > 1]
+    assert f"{len(over)} of our own do, the highest at {100 * max(over):.1f} % of it" in guide
+    largest = max((found.error for found in validation.predict(own)), key=abs)
+    assert f"Largest of our own is {100 * largest:+.0f} %" in guide
     for device, share in validation.efficiencies(rows).items():
         count = sum(found.device == device for found in rows)
         assert f"| {device} | {count} | {share:.2f} |" in guide
@@ -91,6 +96,29 @@ def test_bounds_are_those_of_the_records(tmp_path):
             checked += 1
             shutil.rmtree(alone.parent)
     assert checked > 20
+
+
+@pytest.mark.parametrize(
+    "torn", ['{"phase": "decode", "back', "[1]", '{"phase": "decode", "backend": "cpu"}']
+)
+def test_a_line_that_is_no_record(tmp_path, torn):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "a.jsonl").write_text(f'{{"phase": "load"}}\n{torn}\n')
+    with pytest.raises(BadModelFile, match="m/a.jsonl: line 2: not a record"):
+        validation.own(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["phase: prefill", "batch: best", "batch: 8"])
+def test_a_published_row_of_something_else_is_refused(tmp_path, other):
+    rates = tmp_path / "rates.yaml"
+    rows = "".join(
+        f"      - {{model: 8b, weights: fp16, device: h100, tokens_per_s: 150, {said}}}\n"
+        for said in ("phase: decode, batch: 1", other)
+    )
+    rates.write_text(f"title: t\nsource: s\nyear: 2025\ntables:\n  - name: a\n    rows:\n{rows}")
+    name, _, found = other.partition(": ")
+    with pytest.raises(BadModelFile, match=f"line 8: {name}: expected .*, found {found}"):
+        validation.published(rates)
 
 
 def test_a_row_with_too_little(tmp_path):

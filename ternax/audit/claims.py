@@ -45,6 +45,12 @@ class Claim:
         named = [self.settings[k] for k in ("id", "model", "device") if k in self.settings]
         return ", ".join([*named, *(q.text for q in self.quantities.values())])
 
+    def without(self, name: str) -> "Claim":
+        """The row as it would be had it not stated that field."""
+        quantities = {key: found for key, found in self.quantities.items() if key != name}
+        settings = {key: found for key, found in self.settings.items() if key != name}
+        return dataclasses.replace(self, quantities=quantities, settings=settings)
+
     def count(self, name: str, default: int = 1) -> int:
         """A setting that counts; of `batch: best` one, the least there can be."""
         text = self.settings.get(name, default)

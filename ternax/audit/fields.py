@@ -145,7 +145,7 @@ SETTINGS: dict[str, str] = {
     "device": "a name in the catalogue, or under `devices`",
     "devices": "how many of them share the model",
     "weights": "format of the projections: fp16, int4, nvfp4, trit2, i2_s, ...",
-    "tables": "format of embedding and head; fp16 where nothing is said",
+    "tables": "format of embedding and head; else fp16 beside ternary weights, or as the weights",
     "kv": "format of the KV cache",
     "operands": "type the matrix unit multiplies: fp32, fp16, fp8, int8, ...",
     "phase": "decode, prefill, kernel, or speculative",
@@ -157,7 +157,7 @@ SETTINGS: dict[str, str] = {
     "training": "full (AdamW), lora or qlora: what `fits` is about",
     "fits": "yes or no: whether it fits the device's memory",
     "extrapolated": "yes: from the other rows of its table, by their layers",
-    "bottleneck": "the part of a step claimed to take most: weights, kv, collectives, compute",
+    "bottleneck": "part of a step claimed to take most: weights, kv, head, collectives, compute",
     "interactive": "yes or no: whether one user is served at reading speed",
     "cheaper_than": "a device that this one is claimed to beat in bandwidth for money",
     "other_price": "the price of an hour of that device",
@@ -186,9 +186,13 @@ WORDS = {
     "bottleneck": ("weights", "kv", "head", "collectives", "compute"),
     "runs_on": ("cpu", "gpu"),
 }
+# What stands in a cell where a source gives no number.
+NOTHING = ("", "-", "–", "—", "N/A", "n/a")
 # Quantities that may be zero or less; of any other that is no claim but a slip.
 MAY_BE_ZERO = (
     "result", "noise", "similarity", "idle", "left_out", "weights_read", "hand_overs",
     "share_of_bound", "tables_share",
 )  # fmt: skip
+# Of those, the ones that may be less than zero.
+MAY_BE_NEGATIVE = ("result", "similarity")
 COUNTS = ("devices", "batch", "context", "layers", "rows", "columns")

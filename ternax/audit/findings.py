@@ -27,6 +27,11 @@ class Finding:
     text: str
     assumes: str = ""
 
+    @property
+    def said(self) -> str:
+        """The arithmetic, with what was taken for granted behind it."""
+        return self.text + (f" (assuming {self.assumes})" if self.assumes else "")
+
 
 def worst(findings: Iterable[Finding]) -> str:
     found = [finding.verdict for finding in findings]

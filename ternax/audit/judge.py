@@ -4,10 +4,9 @@ import dataclasses
 import graphlib
 from collections.abc import Iterator
 
-from ternax.audit import catalogue, law, parallel, size, speed, sums, trends
-from ternax.audit.arithmetic import references
+from ternax.audit import catalogue, gaps, law, parallel, size, speed, sums, trends
+from ternax.audit.arithmetic import Rows, references
 from ternax.audit.claims import Case, Claim
-from ternax.audit.fields import QUANTITIES, SETTINGS_NEED
 from ternax.audit.findings import VERDICTS, Finding, worst
 from ternax.audit.quantities import Quantity
 
@@ -42,26 +41,24 @@ class Audit:
 
 def audit(case: Case) -> Audit:
     """Judges each row alone, then its table, then sums, behind the rows that they refer to."""
-    alone = (*size.CHECKS, *speed.CHECKS, *law.CHECKS, *parallel.CHECKS)
     claims = [claim for table in case.tables for claim in table.claims]
-    found = {
-        id(claim): [
-            *(finding for check in alone for finding in check(claim)),
-            *(finding for check in catalogue.CHECKS for finding in check(claim, case)),
-        ]
-        for claim in claims
-    }
+    found = {id(claim): _alone(claim, case) for claim in claims}
+    touched: dict[int, set[str]] = {id(claim): set() for claim in claims}
     for table in case.tables:
-        for trend in trends.CHECKS:
+        for trend, fields in trends.CHECKS:
             for claim, finding in trend(table):
                 found[id(claim)].append(finding)
+                touched[id(claim)].update(fields)
     rows: dict[str, tuple[Quantity, str]] = {}
     for claim in claims:
         _refer(rows, claim, found[id(claim)])
+
+    def judge(claim: Claim) -> list[Finding]:
+        return _alone(claim, case) + _sums(claim, rows)
+
     for claim in _in_order(claims):
-        for check in sums.CHECKS:
-            found[id(claim)] += check(claim, rows)
-        found[id(claim)] += _missing(claim, not found[id(claim)])
+        found[id(claim)] += _sums(claim, rows)
+        found[id(claim)] += gaps.unjudged(claim, judge, touched[id(claim)])
         _refer(rows, claim, found[id(claim)])
     return Audit(
         case,
@@ -70,6 +67,18 @@ def audit(case: Case) -> Audit:
             for table in case.tables
         ),
     )
+
+
+def _alone(claim: Claim, case: Case) -> list[Finding]:
+    checks = (*size.CHECKS, *speed.CHECKS, *law.CHECKS, *parallel.CHECKS)
+    return [
+        *(finding for check in checks for finding in check(claim)),
+        *(finding for check in catalogue.CHECKS for finding in check(claim, case)),
+    ]
+
+
+def _sums(claim: Claim, rows: Rows) -> list[Finding]:
+    return [finding for check in sums.CHECKS for finding in check(claim, rows)]
 
 
 def _refer(rows: dict[str, tuple[Quantity, str]], claim: Claim, findings: list[Finding]) -> None:
@@ -87,36 +96,3 @@ def _in_order(claims: list[Claim]) -> Iterator[Claim]:
         for i, claim in enumerate(claims)
     }
     return (claims[i] for i in graphlib.TopologicalSorter(graph).static_order())
-
-
-def _missing(claim: Claim, nothing: bool) -> Iterator[Finding]:
-    """What a quantity or setting that no check could judge would need.
-
-    nothing: no check had anything to say. What goes into another quantity that is judged is
-    no claim of its own: a rate beside a price, say.
-    """
-    stated = {name: QUANTITIES[name].needs for name in claim.quantities}
-    stated |= {name: SETTINGS_NEED[name] for name in SETTINGS_NEED if name in claim.settings}
-    lacks = {
-        name: gone
-        for name, needs in stated.items()
-        if (gone := [n for n in needs if not _has(claim, n)])
-    }
-    used = {
-        word
-        for name, needs in stated.items()
-        if name not in lacks
-        for need in needs
-        for word in need.split(" or ")
-    }
-    said = [f"{name} needs {', '.join(gone)}" for name, gone in lacks.items() if name not in used]
-    if said:
-        yield Finding("unverifiable", f"too little to judge: {'; '.join(said)}")
-    elif nothing and not claim.quantities:
-        yield Finding("unverifiable", "it states no quantity")
-    elif nothing:
-        yield Finding("unverifiable", "too little to judge: a shape of the model is needed")
-
-
-def _has(claim: Claim, need: str) -> bool:
-    return any(n in claim.settings or n in claim.quantities for n in need.split(" or "))

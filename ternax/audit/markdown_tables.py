@@ -2,7 +2,7 @@
 
 import re
 
-from ternax.audit.fields import QUANTITIES, SETTINGS
+from ternax.audit.fields import NOTHING, QUANTITIES, SETTINGS
 from ternax.audit.nodes import Leaf, Source, near
 
 Rows = list[dict[str, Leaf]]
@@ -28,7 +28,9 @@ def tables(
             header = _header(source, line, number, renamed)
             found.append((heading, []))
         elif not re.fullmatch(r"[\s|:-]+", line):
-            found[-1][1].append(_row(source, header, line, number))
+            # A row that fills only columns left out is a heading within the table.
+            if row := _row(source, header, line, number):
+                found[-1][1].append(row)
     return found
 
 
@@ -36,7 +38,7 @@ def _header(
     source: Source, line: str, number: int, renamed: dict[str, str]
 ) -> list[tuple[str, str]]:
     """(field, unit) of each column; field "-" for one to leave out."""
-    out = []
+    out: list[tuple[str, str]] = []
     for cell, column in _cells(line):
         name = renamed.get(cell, cell)
         unit = re.fullmatch(r"(\w+|-)\s*(?:[(\[](.+)[)\]])?", name)
@@ -48,6 +50,9 @@ def _header(
                 f"no field is named {name!r}; {close}; map it in the head: "
                 f"`columns: {{{cell!r}: FIELD}}`, or - to leave it out",
             )
+        if unit[1] != "-" and unit[1] in [field for field, _ in out]:
+            why = f"{unit[1]} is given twice: two columns of one field; leave one out with -"
+            raise source.refuse(number, column, why)
         out.append((unit[1], unit[2] or ""))
     return out
 
@@ -61,13 +66,16 @@ def _row(source: Source, header: list[tuple[str, str]], line: str, number: int) 
     row = {}
     for (name, unit), (text, column) in zip(header, cells, strict=True):
         if name != "-" and text:
-            row[name] = (f"{text} {unit}".strip() if text != "-" else text, number, column)
+            row[name] = (text if text in NOTHING else f"{text} {unit}".strip(), number, column)
     return row
 
 
 def _cells(line: str) -> list[tuple[str, int]]:
     """(text, column) of a Markdown row's cells."""
-    parts = re.split(r"(?<!\\)\|", line.strip().strip("|"))
+    inner = line.strip().removeprefix("|")
+    if not inner.endswith("\\|"):
+        inner = inner.removesuffix("|")  # one alone: before it may stand an empty cell
+    parts = re.split(r"(?<!\\)\|", inner)
     out, column = [], line.index("|") + 2
     for part in parts:
         lead = len(part) - len(part.lstrip())

@@ -11,6 +11,8 @@ import yaml
 
 from ternax.errors import BadModelFile
 
+# Lists and blocks in each other; a file of claims has five.
+DEEPEST = 20
 # (text, line, column), 1-based, of one value.
 Leaf = tuple[str, int, int]
 
@@ -26,6 +28,7 @@ class Source:
 
     def compose(self, text: str, first_line: int) -> yaml.Node:
         try:
+            self._refuse_tricks(text, first_line)
             node = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
@@ -37,6 +40,19 @@ class Source:
         for mark in marks(node):
             mark.line += first_line
         return node
+
+    def _refuse_tricks(self, text: str, first_line: int) -> None:
+        """Anchors, which could refer to themselves or multiply, and nesting without end."""
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            place = event.start_mark.line + 1 + first_line, event.start_mark.column + 1
+            if getattr(event, "anchor", None) is not None:
+                why = f"no anchors or aliases: write {event.anchor!r} out, or under defaults"
+                raise self.refuse(*place, why)
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise self.refuse(*place, f"lists and blocks more than {DEEPEST} deep")
 
     def mapping(self, node: yaml.Node, what: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Key -> (its node, the value's node)."""

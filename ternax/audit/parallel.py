@@ -7,7 +7,7 @@ from ternax import roofline
 from ternax.audit.claims import Claim
 from ternax.audit.findings import Finding, equals, factor
 from ternax.audit.quantities import words
-from ternax.audit.subject import ORDINARY, load_of, peak_of, whose
+from ternax.audit.subject import ORDINARY, load_of, peak_of, shape_of, whose
 from ternax.configs.hardware import Device
 
 # Seconds of an all-reduce between kernels, whatever it carries: 10 to 20 us over PCIe.
@@ -44,8 +44,8 @@ def devices_needed(claim: Claim) -> Iterator[Finding]:
 def bottleneck(claim: Claim) -> Iterator[Finding]:
     """What takes most of a step of decoding, or of a prompt."""
     load, device, claimed = load_of(claim), claim.device, claim.settings.get("bottleneck")
-    if load is None or device is None or claimed is None:
-        return
+    if load is None or device is None or claimed is None or shape_of(claim) is None:
+        return  # of a bare count only the weights are known
     link = device.pcie or device.fastest_link
     rate, wait = (link.gb_per_s if link else math.inf), COLLECTIVE_S
     batch, count = claim.count("batch"), claim.count("devices")

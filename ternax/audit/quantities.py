@@ -82,6 +82,7 @@ UNITS: dict[str, tuple[str, float, float]] = {
     **_spelled("operations/s", 1e12, "TFLOP/s", "TFLOPS", "TFLOPs", "TOPS", "TOP/s"),
     **_spelled("operations/s", 1e15, "PFLOP/s", "PFLOPS", "POPS"),
     **_spelled("operations", 1, "FLOP", "FLOPs"),
+    **_same("operations", MFLOP=1e6, GFLOP=1e9, TFLOP=1e12, PFLOP=1e15),
     **_spelled("operations/byte", 1, "FLOP/B", "FLOP/byte", "FLOPs/byte", "flop/B"),
     **_spelled("dollars/hour", 1, "$/h", "$/hour", "USD/h", "$/hr", "USD/hr", "USD/hour"),
     **_spelled("dollars/token", 1e-3, "$/ktok", "$/1K tokens", "$/1k tokens", "$/1000 tokens"),
@@ -171,6 +172,8 @@ def parse(text: str, default_unit: str | None = None) -> Quantity:
             value = float(number.replace(",", "")) * factor
             half = max(half_digit(number), about) * factor
             ends.append((value - half, value + half))
+    if sum(ends[0]) > sum(ends[-1]):
+        raise UnknownUnit(f"expected the smaller number of a range first, found {plain!r}")
     low, high = ends[0][0] * least, ends[-1][1] * most
     nominal = sum(map(sum, ends)) / (2 * len(ends)) * least
     if found["sign"] in ("-", "−"):
@@ -221,8 +224,9 @@ def words(value: float, dimension: str) -> str:
         "bits": ((1, "bits"),),
         "operations/byte": ((1, "FLOP/B"),),
     }
-    for scale, unit in scales.get(dimension, ((1, ""),)):
-        if abs(value) >= scale or (scale, unit) == scales.get(dimension, ((1, ""),))[-1]:
+    known = scales.get(dimension, ((1, ""),))
+    for scale, unit in known:
+        if scale <= abs(value) < math.inf or (scale, unit) == known[-1]:
             gap = "" if dimension == "number" else " "
             return f"{plain(value / scale)}{gap}{unit}".strip()
     raise AssertionError(dimension)

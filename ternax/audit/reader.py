@@ -14,7 +14,15 @@ from ternax import configs
 from ternax.anatomy import Shape
 from ternax.audit import markdown_tables, references
 from ternax.audit.claims import Case, Claim, Model, Table
-from ternax.audit.fields import COUNTS, MAY_BE_ZERO, QUANTITIES, SETTINGS, WORDS
+from ternax.audit.fields import (
+    COUNTS,
+    MAY_BE_NEGATIVE,
+    MAY_BE_ZERO,
+    NOTHING,
+    QUANTITIES,
+    SETTINGS,
+    WORDS,
+)
 from ternax.audit.nodes import Leaf, Source, near, place
 from ternax.audit.quantities import Quantity, UnknownUnit, parse
 from ternax.config import ModelConfig
@@ -71,6 +79,8 @@ class _Reader(Source):
             tables = [self.table(entry) for entry in self.sequence(head["tables"][1], "tables")]
         if not tables:
             raise self.refuse(line, column, "expected at least one table of claims")
+        if not any(rows for _, rows in tables):
+            raise self.refuse(line, column, "expected at least one row of claims, found none")
         tables = [(name, [shared | row for row in rows]) for name, rows in tables]
         references.check(self, [row for _, rows in tables for row in rows])
         return Case(
@@ -93,7 +103,13 @@ class _Reader(Source):
         shared = self.leaves(entries["defaults"][1], "defaults") if "defaults" in entries else {}
         rows = self.sequence(entries["rows"][1], "rows")
         name = self.leaf(entries["name"][1], "name")[0]
-        return name, [shared | self.leaves(row, "row") for row in rows]
+        return name, [shared | self.row(row) for row in rows]
+
+    def row(self, node: yaml.Node) -> dict[str, Leaf]:
+        found = self.leaves(node, "row")
+        if not found:
+            raise self.refuse(*place(node), "row: expected at least one field, such as says")
+        return found
 
     def model(self, name: str, values: dict[str, Leaf], place: tuple[int, int]) -> None:
         """`config: 70b`, or `parameters: 24B`, or the fields of a shape; overrides of a config.
@@ -178,7 +194,7 @@ class _Reader(Source):
         where = row[next(reversed(row))]
         for name, (text, line, column) in row.items():
             if name in QUANTITIES:
-                if text.strip() not in ("", "-", "N/A", "n/a"):
+                if text.strip() not in NOTHING:
                     quantities[name] = self.quantity(name, (text, line, column))
             elif name in SETTINGS:
                 self.check_word(name, text, line, column)
@@ -225,6 +241,9 @@ class _Reader(Source):
             if (name, text) != ("batch", "best"):
                 what = "a whole number or best" if name == "batch" else "a whole number"
                 raise self.refuse(line, column, f"{name}: expected {what}, found {text!r}")
+        if name == "id" and not re.fullmatch(r"[^\s.;()]+", text):
+            why = f"id: expected a word without '.', ';' or brackets, as `of` is written: {text!r}"
+            raise self.refuse(line, column, why)
         if name in WORDS and text not in WORDS[name]:
             legal = ", ".join(WORDS[name])
             raise self.refuse(line, column, f"{name}: expected one of {legal}, found {text!r}")
@@ -247,6 +266,8 @@ class _Reader(Source):
             )
         if found.low <= 0 and name not in MAY_BE_ZERO:
             raise self.refuse(line, column, f"{called}: expected more than zero, found {text!r}")
+        if found.high < 0 and name not in MAY_BE_NEGATIVE:
+            raise self.refuse(line, column, f"{called}: expected zero or more, found {text!r}")
         return found
 
     def named(self, find, leaf: Leaf):

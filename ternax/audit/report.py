@@ -39,9 +39,8 @@ def _case(audit: Audit) -> list[str]:
 def _row(judged: Judged) -> str:
     cells = []
     for finding in judged.findings:
-        text = finding.text + (f" (assuming {finding.assumes})" if finding.assumes else "")
         several = len({f.verdict for f in judged.findings}) > 1
-        cells.append(f"{finding.verdict}: {text}" if several else text)
+        cells.append(f"{finding.verdict}: {finding.said}" if several else finding.said)
     says = _cell(judged.claim.says)
     return f"| {says} | **{judged.verdict}** | {'<br>'.join(map(_cell, cells))} |"
 

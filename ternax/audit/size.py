@@ -9,7 +9,7 @@ from ternax.audit.findings import Finding, at_least, equals, nearest
 from ternax.audit.quantities import Quantity, plain, words
 from ternax.audit.subject import load_of, peak_of, readings, shape_of, tables_of, whose
 from ternax.configs.hardware import Device
-from ternax.formats import FORMATS, TRIT_ENTROPY_BITS, Format
+from ternax.formats import FORMATS, TRIT_ENTROPY_BITS, Format, get_format
 from ternax.roofline import decode_step, resident_bytes
 
 # Bytes a parameter of a method of training: AdamW in mixed precision keeps 2 for weights, 2
@@ -64,6 +64,8 @@ def stored(claim: Claim) -> Iterator[Finding]:
     if weights is None or claim.model is None or (size is None and memory is None):
         return
     if shape is None:
+        if "layers" in claim.settings:
+            return
         floor = claim.model.parameters * weights.bits_per_weight / 8
         how = (
             f"{words(claim.model.parameters, 'number')} x {plain(weights.bits_per_weight)} bits / 8"
@@ -120,7 +122,9 @@ def cache(claim: Claim) -> Iterator[Finding]:
         claimed,
         one * tokens,
         f"{how} = {words(one, 'bytes')} a token, x {tokens:,}",
-        instead=[(one / 2 * tokens, f"that of 8 bits, not {kv}")],
+        instead=[
+            (one / 2 * tokens, f"that of {plain(get_format(kv).code_bits / 2)} bits, not {kv}")
+        ],
     )
 
 
@@ -167,7 +171,8 @@ def needed_bytes(claim: Claim) -> float | None:
     if weights is None or claim.model is None:
         return None
     if shape is None:
-        return claim.model.parameters * weights.bits_per_weight / 8
+        whole = claim.model.parameters * weights.bits_per_weight / 8
+        return None if "layers" in claim.settings else whole
     load = shape.load(weights.name, embedding=tables_of(claim).name, head=tables_of(claim).name)
     rows = claim.count("batch") if "context" in claim.settings else 0
     return resident_bytes(load, batch=rows, context=claim.count("context"))
@@ -196,6 +201,9 @@ def fits(claim: Claim) -> Iterator[Finding]:
                 yield Finding("mislabelled", f"{text} ({words(small, 'bytes')})")
                 return
         yield over
+    elif wanted == "no" and shape_of(claim) is None and "context" in claim.settings:
+        said += ", without its cache, which is unknown: a shape of the model is needed"
+        yield Finding("possible" if need > room else "unverifiable", said)
     elif wanted == "no" and need <= count * device.memory_gb * 1e9:
         left = words(count * device.memory_gb * 1e9 - need, "bytes")
         shape, text = shape_of(claim), f"{said}: {left} are left"

@@ -149,14 +149,15 @@ def latency(claim: Claim) -> Iterator[Finding]:
     time, load, device = claim.quantities.get("latency"), load_of(claim), claim.device
     rate, phase = claim.quantities.get("tokens_per_s"), claim.settings.get("phase")
     batch = claim.settings.get("batch")
-    if time is not None and rate is not None:
+    # Of a kernel or a verification the product says nothing that could be wrong.
+    if time is not None and rate is not None and phase not in ("kernel", "speculative"):
         low, high = rate.low * time.low * (1 - APART), rate.high * time.high * (1 + APART)
         said = f"{rate.text} x {time.text} = {plain(rate.nominal * time.nominal)} tokens in flight"
         middle = rate.nominal * time.nominal
         flight = Quantity(low, high, "number", f"{plain(middle)} tokens", middle)
         if batch == "best":
             yield Finding("possible", said)
-        elif batch is not None and phase not in ("prefill", "speculative"):
+        elif batch is not None and phase != "prefill":
             yield equals(flight, float(batch), f"{said}; the batch")
         elif phase == "decode" and not flight.meets(1.0):
             text = f"{said}: a batch or a prompt of so many tokens, not one sequence's decode"

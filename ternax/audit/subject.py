@@ -37,7 +37,10 @@ def tables_of(claim: Claim) -> Format:
 
 
 def load_of(claim: Claim) -> Load | None:
-    """What a step reads and computes; of a bare parameter count, its weights alone."""
+    """What a step reads and computes; of a bare parameter count, its weights alone.
+
+    None for some layers of a bare count: nothing says how much of it they are.
+    """
     if claim.model is None or claim.weights is None:
         return None
     shape = shape_of(claim)
@@ -46,6 +49,8 @@ def load_of(claim: Claim) -> Load | None:
         return shape.load(
             claim.weights.name, embedding=table, head=table, kv=claim.settings.get("kv", "fp16")
         )
+    if "layers" in claim.settings:
+        return None
     count = claim.model.active or claim.model.parameters
     nbytes = claim.weights.bits_per_weight / 8
     return Load(

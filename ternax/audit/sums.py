@@ -124,7 +124,9 @@ def energy(claim: Claim, rows: Rows) -> Iterator[Finding]:
         most = power.high / rate.low
         yield equals(q["joules_per_token"], power.low / rate.high, how, high=most)
     load, device = load_of(claim), claim.device
-    if load is not None and device is not None and claim.settings.get("phase") == "decode":
+    energies = not q.keys().isdisjoint(("tokens_per_joule", "joules_per_token"))
+    decodes = energies and claim.settings.get("phase") == "decode"
+    if load is not None and device is not None and decodes:
         peak = peak_of(claim, device)
         one = roofline.decode_step(
             load,

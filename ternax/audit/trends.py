@@ -20,6 +20,8 @@ IDENTITIES = (
 Found = Iterator[tuple[Claim, Finding]]
 
 
+# What a line over layers is drawn through, and its dimension; of a rate, its inverse.
+HEIGHTS = {"latency": "seconds", "memory": "bytes", "tokens_per_s": "seconds"}
 # A larger model in memory takes more than a smaller one when it has so many more parameters
 # and the fall is so deep: caches of fewer heads and other workspaces explain what is less.
 GROWN, FALLEN = 1.25, 0.9
@@ -133,8 +135,7 @@ def lone_depth(table: Table) -> Found:
 
 def extrapolation(table: Table) -> Found:
     """A line over layers, drawn on: whether it gives what is claimed, and what it leaves out."""
-    heights = {"latency": "seconds", "memory": "bytes", "tokens_per_s": "seconds"}
-    for field, dimension in heights.items():
+    for field, dimension in HEIGHTS.items():
         line = Line.through(table, field)
         for claim in line.further if line else []:
             assert line is not None
@@ -200,4 +201,11 @@ def similarity(table: Table) -> Found:
         yield claim, Finding("unverifiable", text)
 
 
-CHECKS = (falling_memory, slope_of_memory, lone_depth, extrapolation, similarity)
+# Each with the fields of a row that it judges.
+CHECKS = (
+    (falling_memory, ("memory", "size")),
+    (slope_of_memory, ("memory",)),
+    (lone_depth, HEIGHTS),
+    (extrapolation, HEIGHTS),
+    (similarity, ("similarity", "noise")),
+)

@@ -216,6 +216,91 @@ def test_a_verdict_is_inherited_through_every_row_between(tmp_path):
     assert [row.verdict for row in (a, b, c)] == ["impossible", "mislabelled", "mislabelled"]
 
 
+BARE = "model: bare, device: h100, weights: fp16"
+
+
+@pytest.mark.parametrize(
+    "row, lacks",
+    [
+        # Beside a quantity that is fine, one that no check says anything of.
+        ("model: bare, weights: fp16, context: 9, memory: 60 GB, cache: 500 GB", "cache: a shape"),
+        ("model: bare, weights: fp16, memory: 60 GB, parameters: 99B", "parameters: a shape"),
+        (
+            "model: 8b, weights: fp16, device: h100, batch: best, context: 1000, "
+            "tokens_per_s: 5000, share_of_bound: 99 %",
+            "share_of_bound: batch as a number is needed",
+        ),
+        (
+            "model: 8b, weights: fp16, device: h100, phase: speculative, latency: 1 us, "
+            "memory: 20 GB",
+            "latency: no check judges it with phase speculative",
+        ),
+        (
+            "model: 8b, weights: fp16, device: h100, phase: kernel, tokens_per_s: 100, "
+            "latency: 1 us",
+            "latency: no check judges it with phase kernel",
+        ),
+        # Of a count of parameters alone, what is unknown is not zero.
+        (f"{BARE}, context: 8192, left_out: 14 %", "left_out: a shape of the model is needed"),
+        (f"{BARE}, devices: 2, bottleneck: collectives", "bottleneck: a shape of the model"),
+        (f"{BARE}, context: 8192, critical_batch: 99", "critical_batch: a shape of the model"),
+        (f"{BARE}, layers: 4, memory: 2 GB", "memory: a shape of the model is needed"),
+        (f"{BARE}, layers: 4, tokens_per_s: 900", "tokens_per_s: a shape of the model is needed"),
+        (f"{BARE}, context: 8192, batch: 64, fits: no", "a shape of the model is needed"),
+        # Without a model, what the catalogue lacks.
+        ("device: here, power: 900 W", "power: no board power of here is known"),
+        ("device: here, price: 9 $/h", "price: no price of here is known"),
+        (
+            "device: rtx3090, operands: fp8, critical_intensity: 100 FLOP/B",
+            "critical_intensity: no fp8 peak of NVIDIA GeForce RTX 3090 is known",
+        ),
+    ],
+)
+def test_a_row_is_possible_only_when_all_it_states_was_judged(tmp_path, row, lacks):
+    (judged,) = speeds(tmp_path, row)
+    assert judged.verdict == "unverifiable"
+    assert lacks in judged.findings[-1].text
+
+
+def test_what_goes_into_a_quantity_that_is_judged_needs_no_model(tmp_path):
+    row = "tokens_per_s: 1074, power: 350 W, tokens_per_joule: 3.07 tok/J"
+    (judged,) = speeds(tmp_path, row)
+    assert judged.verdict == "possible"
+
+
+@pytest.mark.parametrize(
+    "row, convention",
+    [
+        ("operations: 141B FLOP", "141B FLOP is that of all parameters (141.1 GFLOP)"),
+        ("operations: 136.9 GFLOP", "that of the projections alone (136.9 GFLOP)"),
+        ('compute_only_tokens_per_s: "7,009 tok/s"', "next to that of all parameters"),
+        ("read_time: 42.1 ms", "that of all parameters (42.12 ms)"),
+        ("weights: int4, intensity_gap: 74x", "that of 4 bits, codes without their scales"),
+    ],
+)
+def test_usual_ways_to_count_are_no_false_alarms(tmp_path, row, convention):
+    """2 N of all 70.55e9 parameters or the 68.45e9 in projections; 4 bits for int4's 4.25."""
+    weights = "" if "weights" in row else "weights: fp16, "
+    (judged,) = speeds(tmp_path, f"model: 70b, device: h100, operands: fp16, {weights}{row}")
+    assert judged.verdict == "possible"
+    assert convention in judged.findings[0].text
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "operations: 145.1 GFLOP",
+        "compute_only_tokens_per_s: 6800.1 tok/s",
+        "read_time: 43.1 ms",
+        "read_time: 40.1 ms",
+        "intensity_gap: 290.1x",
+    ],
+)
+def test_beyond_both_ways_to_count_is_impossible(tmp_path, row):
+    (judged,) = speeds(tmp_path, f"model: 70b, device: h100, operands: fp16, weights: fp16, {row}")
+    assert judged.verdict == "impossible"
+
+
 def test_a_larger_model_with_a_smaller_cache_may_take_less(tmp_path):
     """More parameters by an eighth and 4 kv heads for 32 explain 5 %; seven times more do not."""
     model = "weights: int4, memory"

@@ -40,6 +40,9 @@ from ternax.audit.quantities import UNITS, UnknownUnit, half_digit, parse, plain
         ("> 500 tok/s", None, 450, math.inf, "tokens/s"),
         ("1,234,567.5 tok/s", None, 1_234_567.45, 1_234_567.55, "tokens/s"),
         ("800.0 Gb/s", None, 99.99375e9, 100.00625e9, "bytes/s"),
+        ("141 GFLOP", None, 140.5e9, 141.5e9, "operations"),
+        ("0.141 TFLOP", None, 0.1405e12, 0.1415e12, "operations"),
+        ("7.5 MFLOP", None, 7.45e6, 7.55e6, "operations"),
         ("21 PB/s", None, 20.5e15, 21.5e15, "bytes/s"),
         ("12 ktok/s", None, 11_500, 12_500, "tokens/s"),
         ("600.0 tok/min", None, 9.999166, 10.000833, "tokens/s"),
@@ -62,6 +65,7 @@ def test_what_digits_stand_for(text, unit, low, high, dimension):
         ("12 GW/s", "no unit is written 'GW/s' .* nearest: .*GB/s"),
         ("12", "expected a unit behind '12'"),
         ("", "expected a number"),
+        ("60-50 tok/s", "expected the smaller number of a range first, found '60-50 tok/s'"),
     ],
 )
 def test_what_is_refused(text, why):

@@ -133,6 +133,9 @@ def test_markdown(tmp_path):
         ("{model: 8b, layers: 33}", "line 7, column 29", "layers: 8b has 32, found 33"),
         ("{phase: train}", "line 7, column 17", "phase: expected one of decode, prefill"),
         ("{model: [70b]}", "line 7, column 17", "row: model: expected one value, found a list"),
+        ("{id: v1.0, result: 1}", "line 7, column 14", "id: expected a word without '.'"),
+        ("{noise: -10%}", "line 7, column 17", "noise: expected zero or more, found '-10%'"),
+        ("{}", "line 7, column 9", "row: expected at least one field"),
         ("[1, 2]", "line 7, column 9", "row: expected `name: value` lines"),
         ("{model: 70b, model: 8b}", "line 7, column 22", "model is given twice"),
         ("{id: a}\n      - {id: a}", "line 8, column 14", "id: 'a' is that of line 7 already"),
@@ -167,6 +170,7 @@ def test_a_row_that_cannot_be_read(tmp_path, row, place, why):
         ("", "line 1, column 1", "found nothing"),
         ("title: t\nyear: 2025\ntables: []\n", "line 1", "source is missing: where it can be read"),
         (HEAD + "tables: []\n", "line 1", "expected at least one table"),
+        (HEAD + "tables:\n  - {name: a, rows: []}\n", "line 1", "at least one row"),
         (HEAD + "table: []\n", "line 4, column 1", "no entry is named 'table'; nearest: tables"),
         (HEAD + "tables: {a: b}\n", "line 4, column 9", "tables: expected a list"),
         (HEAD + "tables:\n  - rows: []\n", "line 5, column 5", "a table needs a name and rows"),
@@ -200,6 +204,9 @@ def test_a_row_that_cannot_be_read(tmp_path, row, place, why):
         (HEAD + "models:\n  a: {hidden_size: 3}\n", "line 5, column 6", "a: a shape lacks"),
         (HEAD + "models:\n  a: {num_layers: x}\n", "line 5, column 19", "expected a whole number"),
         (HEAD + "devices:\n  a: {memory: 1 GB}\n", "line 5, column 6", "bandwidth is missing"),
+        ("title: &a [*a]\n", "line 1, column 8", "no anchors or aliases: write 'a' out"),
+        (HEAD + "a: &b [1]\nc: &d [*b, *b]\n", "line 4, column 4", "no anchors or aliases"),
+        ("title: " + 3000 * "[", "line 1, column 27", "more than 20 deep"),
     ],
 )
 def test_a_head_that_cannot_be_read(tmp_path, text, place, why):
@@ -212,6 +219,12 @@ def test_a_head_that_cannot_be_read(tmp_path, text, place, why):
     [
         ("| model | t/s |", "| model | speed |", "line 11, column 11", "map it in the head"),
         ("| 8b | **65.2** | warm |", "| 8b | 65.2 |", "line 13, column 1", "expected 3 cells"),
+        (
+            '"Notes": "-"',
+            '"Notes": tokens_per_s',
+            "line 11, column 17",
+            "tokens_per_s is given twice",
+        ),
         ("**65.2**", "65.2 mph", "line 13, column 8", "no unit is written 'mph'"),
         ("---\ntitle", "title", "line 1, column 1", "between two lines of ---"),
         ("year: 2025", "year: [", "line 6, column 1", "not YAML"),
@@ -221,6 +234,23 @@ def test_markdown_that_cannot_be_read(tmp_path, old, new, place, why):
     path = file(tmp_path, MARKDOWN.replace(old, new, 1), "claims.md")
     with pytest.raises(BadModelFile, match=f"claims.md: {place}.*{why}"):
         read(path)
+
+
+def test_a_markdown_row_without_claims_is_left_out(tmp_path):
+    """A heading within a table, in a column that is left out, and a row of blanks."""
+    rows = "| 8b | **65.2** | warm |\n| | | small models |\n|  |  |  |\n"
+    path = file(tmp_path, MARKDOWN.replace("| 8b | **65.2** | warm |\n", rows, 1), "claims.md")
+    assert len(read(path).tables[0].claims) == len(
+        read(file(tmp_path, MARKDOWN, "plain.md")).tables[0].claims
+    )
+
+
+def test_cells_without_a_number(tmp_path):
+    """N/A under a header with a unit, and an empty last cell."""
+    cells = "| 8b | 14.96 |\n| 1b | N/A |\n| 8b ||\n"
+    path = file(tmp_path, MARKDOWN.replace("| 8b | 14.96 |\n", cells), "claims.md")
+    rows = read(path).tables[1].claims
+    assert [sorted(claim.quantities) for claim in rows] == [["size"], [], []]
 
 
 def test_files_that_are_no_claims(tmp_path):

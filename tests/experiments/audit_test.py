@@ -39,6 +39,12 @@ def test_a_file_of_ones_own(mine, capsys):
     assert "8b, h100" not in out
     assert audit.main([f"--claims={mine}", "--all"]) == 0
     assert "8b, h100" in capsys.readouterr().out
+    mine.write_text(
+        CLAIMS.replace("decode, batch: 1, tokens_per_s: 150", "prefill, tokens_per_s: 9")
+    )
+    assert audit.main([str(mine), "--all"]) == 0
+    assumed = "(assuming projections alone, every operation at the dense fp8 peak)"
+    assert assumed in " ".join(capsys.readouterr().out.split())
     assert max(map(len, out.splitlines())) <= 100
 
 
@@ -52,6 +58,11 @@ def test_a_page(mine, tmp_path, capsys):
     assert audit.main([str(mine), f"--output={page}"]) == 0
     assert "| 70b, h100, 25 | **impossible** |" in page.read_text()
     assert list(tmp_path.iterdir()) == [mine, page] or len(list(tmp_path.iterdir())) == 2
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert page.stat().st_mode == plain.stat().st_mode  # what the umask leaves, as of any file
+    assert audit.main([str(mine), f"--output={tmp_path}"]) == 6
+    assert sorted(tmp_path.iterdir()) == [mine, page, plain]
     gone = tmp_path / "no" / "page.md"
     assert audit.main([str(mine), f"--output={gone}"]) == 6
     assert "cannot be written: No such file" in capsys.readouterr().err
