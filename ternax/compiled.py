@@ -5,9 +5,9 @@ says what arguments and temporaries take. Nothing is allocated and nothing is ti
 """
 
 import dataclasses
-import re
 from typing import Any
 
+from ternax import collectives
 from ternax.config import ModelConfig
 from ternax.errors import UsageError
 from ternax.kernels import aot, target
@@ -18,9 +18,6 @@ DEVICES = {"h100-sxm": "h100", "h200-sxm": "h200"}
 SCHEMES = {"trit2": "absmean,granularity=row", "int8": "int8", "int4": "int4", "fp16": "none"}
 TABLES = {"fp16": "bf16", "fp32": "f32", "int8": "int8", "int4": "int4"}
 CACHES = {"fp16": "bf16", "fp32": "f32", "int8": "int8"}
-_COLLECTIVES = re.compile(
-    r"= .*? (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,5 +118,5 @@ def compile_model(
         memory.argument_size_in_bytes,
         read.memory_analysis().temp_size_in_bytes,
         memory.temp_size_in_bytes,
-        len(_COLLECTIVES.findall(step.as_text())),
+        sum(one.times for one in collectives.of_program(step.as_text() or "", config.num_layers)),
     )

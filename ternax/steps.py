@@ -1,5 +1,8 @@
 """The two compiled programs of a decode run, and what goes into them."""
 
+import functools
+
+import jax
 import numpy as np
 from flax import nnx
 
@@ -38,8 +41,18 @@ class Steps:
             layout=self._layout,
         )
 
+    @functools.cached_property
+    def _abstract_cache(self) -> KVCache:
+        """As both programs take it: made once, and let go."""
+
+        def shape(leaf):
+            where = self._layout and leaf.sharding
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+        return jax.tree.map(shape, self.new_cache())
+
     def compile_prefill(self) -> None:
-        cache = self.new_cache()
+        cache = self._abstract_cache
         lowered = engine.prefill.lower(self._program, self.leaves, self.tokens, cache, self.keys)
         self._prefill = lowered.compile()
 
@@ -47,7 +60,7 @@ class Steps:
         batch = self._workload.batch
         token = engine.rows_on(self._layout, np.zeros(batch, np.int32))
         done = engine.rows_on(self._layout, np.zeros(batch, bool))
-        state = engine.DecodeState(self.new_cache(), token, done, self.keys)
+        state = engine.DecodeState(self._abstract_cache, token, done, self.keys)
         lowered = engine.decode.lower(self._program, self.leaves, state, np.int32(1))
         self._decode = lowered.compile()
 

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from ternax.compiled import _COLLECTIVES, compile_model
+from ternax.collectives import of_program
+from ternax.compiled import compile_model
 from ternax.configs import get_config
 from ternax.errors import UsageError
 from ternax.experiments import plan
@@ -51,7 +52,11 @@ def test_collectives_are_counted_in_a_programs_text():
       %c = f32[8] all-gather-done(%b)
       %d = f32[8] add(%a, %c), metadata={op_name="all-reduce"}
     """
-    assert _COLLECTIVES.findall(text) == ["all-reduce", "all-gather"]
+    found = of_program(text, layers=3)
+    assert [(one.kind, one.nbytes, one.times) for one in found] == [
+        ("all-gather", 32, 1),
+        ("all-reduce", 32, 1),
+    ]
 
 
 @pytest.mark.skipif(bool(aot.why_not()), reason=aot.why_not() or "")
