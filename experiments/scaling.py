@@ -196,7 +196,8 @@ def in_turn(args) -> None:
     )
     with open_store(args.output_dir, "scaling", args.config.name, "in-turn") as store:
         print("scaling ", args.config.name, "contexts in turn", *study.contexts, sep="  ")
-        words = " ".join(flags.words(args, {"output_dir", "debug", "profile_dir"}))
+        axis = f"--axis=context:{','.join(axes[0].values)}"
+        words = " ".join([axis, *flags.words(args, {"axis", "output_dir", "debug", "profile_dir"})])
         found = turns.run(
             args.config, study, flags_text=words, say=lambda line: print(line, flush=True)
         )

@@ -95,8 +95,16 @@ inline Floats together(const Acc acc[kDigitRows][2], int q, int half) {
   return to_floats(acc[2 * kQueries + q][half]) * 65536.0f + to_floats(low);
 }
 
+// `count` rows of `width` at `store`; where that is fewer than `whole`, a copy with zeros behind them.
+inline const char* whole_rows(const char* store, int64_t count, int64_t whole, int64_t width, char* copy) {
+  if (count >= whole) return store;
+  std::memcpy(copy, store, count * width);
+  std::memset(copy + count * width, 0, (whole - count) * width);
+  return copy;
+}
+
 // 32 rows of keys with 128 added, turned: out[step][lane] are values 4 step .. 4 step + 3 of row `lane`.
-inline void turn_keys(const char* const row[kPairLanes], int64_t width, Lines& ahead, uint8_t* out) {
+inline void turn_keys(const char* rows, int64_t width, Lines& ahead, uint8_t* out) {
   const Bytes offset = _mm512_set1_epi8(-128);
   for (int64_t e = 0; e < width; e += kWidth)
     for (int half = 0; half < 2; half++) {
@@ -106,7 +114,7 @@ inline void turn_keys(const char* const row[kPairLanes], int64_t width, Lines& a
         ahead.ask();
         Bytes r[4];
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) r[i] = _mm512_xor_si512(load(row[half * kLanes + 4 * g + i] + e), offset);
+        for (int i = 0; i < 4; i++) r[i] = _mm512_xor_si512(load(rows + (half * kLanes + 4 * g + i) * width + e), offset);
         const Bytes a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
         const Bytes c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
         t[g][0] = _mm512_unpacklo_epi64(a, c), t[g][1] = _mm512_unpackhi_epi64(a, c);
@@ -127,13 +135,13 @@ inline void turn_keys(const char* const row[kPairLanes], int64_t width, Lines& a
 
 // Rows of values, turned: out[pair of vectors][step][lane] are rows 4 step .. 4 step + 3 of one
 // column; lane 4 L + i of vector j of 64 columns is column 16 L + 4 j + i, see in_order().
-inline void turn_values(const char* store, int64_t count, int64_t width, int64_t steps, Lines& ahead, uint8_t* out) {
+inline void turn_values(const char* rows, int64_t width, int64_t steps, Lines& ahead, uint8_t* out) {
   for (int64_t s = 0; s < steps; s++)
     for (int64_t e = 0; e < width; e += kWidth) {
       ahead.ask();
       Bytes r[4];
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) r[i] = load(store + std::min(4 * s + i, count - 1) * width + e);
+      for (int i = 0; i < 4; i++) r[i] = load(rows + (4 * s + i) * width + e);
       const Bytes a = _mm512_unpacklo_epi8(r[0], r[1]), b = _mm512_unpackhi_epi8(r[0], r[1]);
       const Bytes c = _mm512_unpacklo_epi8(r[2], r[3]), d = _mm512_unpackhi_epi8(r[2], r[3]);
       uint8_t* to = out + (e / kWidth * 2 * steps + s) * kPairBytes;
@@ -161,6 +169,7 @@ inline void digit_scores(const float* query, int64_t width, const char* store, c
                          int64_t slots, float* out, float peak[kQueries]) {
   Digits digits;
   alignas(64) uint8_t turned[kPairLanes * kMostWide];
+  char copy[kPairLanes * kMostWide];
   Acc offset[kDigitRows];
   Floats peaks[kQueries];
   for (int q = 0; q < kQueries; q++, query += width) {
@@ -177,10 +186,9 @@ inline void digit_scores(const float* query, int64_t width, const char* store, c
   for (int r = 0; r < kDigitRows; r++)
     offset[r] = _mm512_set1_epi32(-128 * std::accumulate(digits.row[r], digits.row[r] + width, 0));
   for (int64_t s = 0; s < count; s += kPairLanes) {
-    const char* row[kPairLanes];
-    for (int64_t i = 0; i < kPairLanes; i++) row[i] = store + std::min(s + i, count - 1) * width;
-    Lines ahead{row[0] + kKeysAhead};
-    turn_keys(row, width, ahead, turned);
+    const char* rows = store + s * width;
+    Lines ahead{rows + kKeysAhead};
+    turn_keys(whole_rows(rows, count - s, kPairLanes, width, copy), width, ahead, turned);
     Acc acc[kDigitRows][2];
 #pragma GCC unroll 12
     for (int r = 0; r < kDigitRows; r++) acc[r][0] = acc[r][1] = offset[r];
@@ -226,14 +234,16 @@ inline void digit_blend(const float* score, const float peak[kQueries], int64_t 
                         const float* scale, int64_t count, int64_t width, float* const out[kQueries]) {
   Digits digits;
   alignas(64) uint8_t turned[kBlock * kMostWide];
+  char copy[kBlock * kMostWide];
   Floats sums[kQueries][kMostWide / kLanes] = {}, totals[kQueries] = {}, most{};
   for (int64_t s = 0; s < count; s += kLanes) most = maximum(most, load_floats(scale + s, count - s));
   const float by = digits_of(largest(most), kMostUnsigned, 0, digits);  // no power is over 1
   for (int64_t s = 0; s < count; s += kBlock) {
     const int64_t n = std::min(kBlock, count - s), steps = (n + 7) / 8 * 2;
     for (int q = 0; q < kQueries; q++) weigh(score + q * slots + s, peak[q], scale + s, by, n, q, digits, totals[q]);
-    Lines ahead{store + (s + kBlock) * width};
-    turn_values(store + s * width, n, width, steps, ahead, turned);
+    const char* rows = store + s * width;
+    Lines ahead{rows + kBlock * width};
+    turn_values(whole_rows(rows, n, 4 * steps, width, copy), width, steps, ahead, turned);
     for (int64_t e = 0; e < width; e += kPairLanes) {
       Acc acc[kDigitRows][2];
 #pragma GCC unroll 12

@@ -199,6 +199,17 @@ inline float largest(Floats v) {
   return m;
 }
 inline Floats maximum(Floats a, Floats b) { return (a > b) | (a != a) ? a : b; }
+// Between low and high; a NaN stays one, which is why the order of operands matters.
+inline Floats held(Floats x, Floats low, Floats high) {
+#if TERNAX_AVX512
+  return (Floats)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)x));
+#elif TERNAX_AVX2
+  return (Floats)_mm256_min_ps((__m256)high, _mm256_max_ps((__m256)low, (__m256)x));
+#else
+  x = low > x ? low : x;
+  return high < x ? high : x;
+#endif
+}
 inline Floats magnitude(Floats a) { return (Floats)((Ints)a & 0x7fffffff); }
 
 // Adding it leaves a float's integer part, rounded half to even, in the low bits.
@@ -207,9 +218,7 @@ constexpr int32_t kRoundBits = 0x4b400000;
 
 // e^x within 2 units of the last place; x is held between -87 and 88.
 inline Floats exponential(Floats x) {
-  const Floats low = Floats{} - 87.0f, high = Floats{} + 88.0f;
-  x = maximum(x, low);
-  x = x > high ? high : x;
+  x = held(x, Floats{} - 87.0f, Floats{} + 88.0f);
   const Floats t = x * 1.44269504f + kRound, n = t - kRound;
   const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
