@@ -30,7 +30,7 @@ from jax.sharding import SingleDeviceSharding
 
 from . import sass, target
 from .pallas import backend, tiles
-from .shapes import SHAPES
+from .shapes import SHAPES, products
 
 # XLA's GpuTargetConfigProto. It withholds CUDA graphs from a target whose versions are absent.
 _PROTO = """
@@ -229,14 +229,15 @@ def find_shapes(names: str) -> list[tuple[str, int, int]]:
     """(name, K, N) of "70b" (all ternary parts of a model) or "70b:down", behind commas."""
     found = []
     for name in names.split(","):
-        model, _, part = name.partition(":")
-        parts = {key: shape for key, shape in SHAPES.get(model, {}).items() if key != "head"}
-        if not parts or part and part not in parts:
+        known = {
+            each: shape for each, shape in products(name).items() if not each.endswith(":head")
+        }
+        if not known:
             raise UsageError(
                 f"--shapes: expected one of {', '.join(SHAPES)}, alone or as model:part with part "
                 f"among qkv, o, gate_up, down; found {name!r}"
             )
-        found += [(f"{model}:{key}", *parts[key]) for key in ([part] if part else parts)]
+        found += [(each, *shape) for each, shape in known.items()]
     return found
 
 
