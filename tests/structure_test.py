@@ -26,7 +26,7 @@ LAYERS = (
         "ternax.roofline",
         "ternax.table",
     ),
-    ("ternax.roll_call", "ternax.watchdog"),
+    ("ternax.roll_call", "ternax.sizes", "ternax.watchdog"),
     ("ternax.processes",),
     (
         "ternax.config",
@@ -97,6 +97,7 @@ SHARED_BY_EXPERIMENTS = {
     "ternax.experiments.flags",
     "ternax.experiments.config_flag",
     "ternax.experiments.ending",
+    "ternax.experiments.keeping",
     "ternax.experiments.mesh_flag",
     "ternax.experiments.progress",
     "ternax.experiments.scheme_card",
