@@ -59,7 +59,7 @@ def screen(study: Sweep, records: list[Record]) -> list[str]:
     lines = [
         f"measured: medians of up to {study.rounds} rounds",
         f"  {'point':{wide}}{'tokens/s':>10}{'ms a step':>11}{'of bound':>10}{'first, ms':>11}"
-        f"{'prefill/s':>11}{'peak GiB':>10}{'planned':>9}",
+        f"{'prefill/s':>11}{'peak GiB':>10}{'planned':>17}",
     ]
     for point in study.points:
         found = sweep.of_point(records, point)
@@ -96,7 +96,9 @@ def _cells(measured: list[Record]) -> str:
     )
     if any("peak_memory_bytes" in record.metrics for record in measured):
         peak, planned = median("peak_memory_bytes"), median("planned_memory_bytes")
-        text += f"{peak / 2**30:>10.2f}{planned / 2**30:>9.2f}"
+        text += (
+            f"{peak / 2**30:>10.2f}{planned / 2**30:>8.2f} {100 * (planned / peak - 1):>+6.1f} %"
+        )
     return text
 
 

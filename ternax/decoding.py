@@ -293,6 +293,7 @@ class DecodeRun:
 
         def once():
             self._stop.check()
+            self._state = None  # lets the last run's cache go before there is another
             cache = jax.block_until_ready(self._steps.new_cache())
             start = time.perf_counter()
             self._state = self._steps.prefill(cache)

@@ -193,6 +193,7 @@ def test_the_bound_follows_from_the_plan_and_the_bandwidth(finished):
         kv_dtype="int8",
         embed_dtype="int4",
         head_dtype="int4",
+        fused=cost.fuses(),
     )
     first, m = records[0].metrics, records[-1].metrics
     assert first["planned_memory_bytes"] == m["planned_memory_bytes"] == planned.total_bytes
