@@ -12,6 +12,7 @@ import dataclasses
 import pathlib
 import sys
 
+from ternax import mesh as meshes
 from ternax import plan_table, planner, validation
 from ternax.configs.hardware import DEVICES, Device, get_device
 from ternax.errors import UsageError
@@ -117,7 +118,7 @@ def run(
 ) -> list[Record]:
     """A `predicted` Record for each layout, in their order.
 
-    compiled: what a compiler said of the first (`compiled.Compiled`), or None.
+    compiled: what a compiler said of the first (`ahead.Compiled`), or None.
     """
     records = [_record(one, efficiency, target_tokens_per_s, flags_text) for one in found]
     if compiled is not None:
@@ -125,7 +126,7 @@ def run(
             "compiled_argument_bytes": compiled.argument_bytes,
             "compiled_prefill_bytes": compiled.prefill_bytes,
             "compiled_decode_bytes": compiled.decode_bytes,
-            "collectives": compiled.collectives,
+            "collectives": sum(one.times for one in compiled.found),
         }
         first = records[0]
         records[0] = dataclasses.replace(first, metrics=first.metrics | told)
@@ -181,27 +182,46 @@ def _record(one: Layout, efficiency, target, flags_text: str) -> Record:
     )
 
 
+# Names of a plan, and what they are called where a model runs.
+COMPILED = {
+    "device": {"h100-sxm": "h100", "h200-sxm": "h200"},
+    "scheme": {"trit2": "absmean,granularity=row", "int8": "int8", "int4": "int4", "fp16": "none"},
+    "tables": {"fp16": "bf16", "fp32": "f32", "int8": "int8", "int4": "int4"},
+    "kv": {"fp16": "bf16", "fp32": "f32", "int8": "int8"},
+}
+
+
 def compile_first(found: list[Layout]):
     """What the compiler for that GPU says of the only layout, and the layout with it."""
-    from ternax import configs
-    from ternax.compiled import compile_model
+    from ternax import ahead, configs
+    from ternax.config import with_scheme
+    from ternax.workload import Workload
 
     one, at = found[0], found[0].setting
-    if len(found) > 1 or one.devices > 1 or at.shape.name not in configs.CONFIGS:
+    if len(found) > 1 or at.shape.name not in configs.CONFIGS:
         raise UsageError(
-            "--compile compiles one model of --list_configs for one device: one --config, "
-            "--scheme, --device and --batch, without an objective"
+            "--compile compiles one model of --list_configs in one layout: one --config, "
+            "--scheme, --device, --devices and --batch, without an objective"
         )
-    told = compile_model(
-        configs.get_config(at.shape.name),
-        at.device.name,
-        weights=at.weights,
-        tables=at.tables,
-        kv=at.kv,
+    named = dict(device=at.device.name, scheme=at.weights, tables=at.tables, kv=at.kv)
+    for flag, name in named.items():
+        if name not in COMPILED[flag]:
+            legal = ", ".join(COMPILED[flag])
+            raise UsageError(f"--compile: --{flag} must be one of {legal}, found {name}")
+        named[flag] = COMPILED[flag][name]
+    prompt = min(at.context, planner.PREFILL_TOKENS)
+    workload = Workload(
         batch=at.batch,
-        context=at.context,
-        prompt=min(at.context, planner.PREFILL_TOKENS),
+        prompt_length=prompt,
+        num_tokens=at.context - prompt,
+        kv_dtype=named["kv"],
+        embed_dtype=named["tables"],
+        head_dtype=named["tables"],
     )
+    # A copy is compiled once, however many there are.
+    mesh = ahead.mesh_of(named["device"], meshes.parse(f"tensor:{at.devices}"))
+    config = with_scheme(configs.get_config(at.shape.name), named["scheme"])
+    told = ahead.compile_for(named["device"], mesh, config, workload)
     return told, dataclasses.replace(one, activation_bytes=float(told.temporary_bytes))
 
 

@@ -112,22 +112,22 @@ def _wheels() -> list[str]:
 
 
 @functools.cache
-def sharding(name: str) -> SingleDeviceSharding:
-    """Where arguments of a program lie that is compiled for DEVICES[name].
+def devices(name: str, count: int = 1) -> list:
+    """As many of DEVICES[name] as one machine would have, to compile for.
 
     To be asked for before jax first looks at its devices: later it takes up no plugin.
     """
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     jax.config.update("jax_platforms", "cpu")
     topology = topologies.get_topology_desc(
-        name, "cuda", target_config=DEVICES[name].proto, topology="1x1x1"
+        name, "cuda", target_config=DEVICES[name].proto, topology=f"1x{count}x1"
     )
-    return SingleDeviceSharding(topology.devices[0])
+    return topology.devices
 
 
 def compile_for(name: str, function, *arguments) -> jax.stages.Compiled:
     """`jit(function)` for DEVICES[name]; arguments are arrays or their shapes, in pytrees."""
-    where = sharding(name)
+    where = SingleDeviceSharding(devices(name)[0])
     there = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), arguments
     )
