@@ -125,6 +125,7 @@ class DecodeRun:
         self._store: Store | None = None
         self._watch = lambda record: None
         self._samples: list[float] = []
+        self._state = None
         self._peak_before = 0
 
     def measure_all(
@@ -293,8 +294,7 @@ class DecodeRun:
 
         def once():
             self._stop.check()
-            self._state = None  # lets the last run's cache go before there is another
-            cache = jax.block_until_ready(self._steps.new_cache())
+            cache = jax.block_until_ready(self._steps.new_cache(of=self._state))
             start = time.perf_counter()
             self._state = self._steps.prefill(cache)
             self.generated = [fetch(self._state.token)[:, None]]
