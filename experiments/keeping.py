@@ -16,13 +16,7 @@ RESULTS = HERE.parent / "results"
 def output_flags(define):
     """Where results go: `args.output_dir`."""
     define.section("Run")
-    define.string(
-        "output_dir",
-        None,
-        "where the results go",
-        form="DIR",
-        default_text="a new directory under runs/",
-    )
+    define.output_dir()
     define.boolean("debug", "show the traceback of an error")
 
 

@@ -77,7 +77,7 @@ LAYERS = (
     ("ternax.robustness", "ternax.train"),
     ("ternax.noise_study", "ternax.training"),
     ("ternax.dispatch", "ternax.harness", "ternax.workload"),
-    ("ternax.ahead", "ternax.steps"),
+    ("ternax.ahead", "ternax.decode_metrics", "ternax.steps"),
     ("ternax.decoding", "ternax.speedtest"),
     ("ternax.local",),
     ("ternax.peer",),
@@ -96,6 +96,7 @@ BESIDE = ("kernels", "configs", "experiments")
 SHARED_BY_EXPERIMENTS = {
     "ternax.experiments.flags",
     "ternax.experiments.config_flag",
+    "ternax.experiments.definer",
     "ternax.experiments.ending",
     "ternax.experiments.keeping",
     "ternax.experiments.mesh_flag",
