@@ -2,6 +2,7 @@
 
     python -m experiments.scaling --config=8b --axis=layers:4,8,16,32
     python -m experiments.scaling --config=2b4t --axis=batch --axis=context:128,1024
+    python -m experiments.scaling --config=8b --axis=context:128,4096 --in_turn --rounds=12
 
 One axis or a grid of two; each point decodes in a process of its own, several rounds in turn.
 What does not fit says why and the sweep goes on; the same command in its --output_dir resumes.
@@ -14,11 +15,13 @@ import statistics
 import sys
 import textwrap
 
-from ternax import curves, drawing, sweep
+from ternax import curves, drawing, measure, sweep, turns
+from ternax.errors import UsageError
 from ternax.experiments import flags
 from ternax.record import Record, Store, open_store
 from ternax.sweep import DEFAULTS, Sweep
 from ternax.table import rate
+from ternax.workload import Workload
 
 WIDTH = 100
 
@@ -34,6 +37,7 @@ def scaling_flags(define):
     define.integer("num_tokens", 16, "tokens decoded and timed", lower=1)
     define.integer("prompt_length", 16, "tokens of the prompt", lower=1)
     define.integer("batch", 1, "sequences decoded together", lower=1)
+    define.boolean("in_turn", "contexts in one process, a few tokens of each in turn")
     define.string("kv_dtype", "bf16", "how the cache is stored", form="NAME")
     define.string("embed_dtype", "int8", "how embedding and head are stored", form="NAME")
 
@@ -173,9 +177,64 @@ def draw(study: Sweep, records: list[Record], target: pathlib.Path) -> pathlib.P
     return target
 
 
+def in_turn(args) -> None:
+    """The command for contexts of one process: see `ternax.turns`."""
+    axes = [sweep.parse_axis(text, args.config) for text in args.axis or ["context"]]
+    if [axis.name for axis in axes] != ["context"]:
+        raise UsageError("--in_turn is for one --axis=context:V,...: other points are other models")
+    if args.threads is not None:
+        measure.limit_threads(args.threads)
+    study = turns.Turns(
+        tuple(map(int, axes[0].values)),
+        args.rounds,
+        args.num_tokens,
+        Workload(
+            batch=args.batch,
+            kv_dtype=args.kv_dtype,
+            embed_dtype=args.embed_dtype,
+            head_dtype=args.embed_dtype,
+            seed=args.seed,
+        ),
+    )
+    with open_store(args.output_dir, "scaling", args.config.name, "in-turn") as store:
+        print("scaling ", args.config.name, "contexts in turn", *study.contexts, sep="  ")
+        words = " ".join(flags.words(args, {"output_dir", "debug", "profile_dir"}))
+        found = turns.run(
+            args.config, study, flags_text=words, say=lambda line: print(line, flush=True)
+        )
+        for record in found:
+            store.append(record)
+    print("", *map(_turn_sentence, found), sep="\n")
+    print(f"wrote    {store.directory}/results.json")
+
+
+def _turn_sentence(record: Record) -> str:
+    m = record.metrics
+    if "speed_ratio" not in m:
+        speed = f"{rate(m['tokens_per_s'])} tokens/s, {rate(m['tpot_ms_p50'])} ms a step"
+        return f"measured: {record.config}: {record.note}: {speed}"
+    ends = (
+        f"[{m['speed_ratio_low']:.3f}, {m['speed_ratio_high']:.3f}], 95 % by order statistics"
+        if "speed_ratio_low" in m
+        else "too few rounds for an interval"
+    )
+    return f"measured: {record.config}: {record.note}: {m['speed_ratio']:.3f} {ends}"
+
+
 def scaling(args) -> None:
     """The command: check, measure what is missing, say what was found."""
-    ours = {"axis", "rounds", "output_dir", "debug", "profile_dir", "num_tokens", "config"}
+    if args.in_turn:
+        return in_turn(args)
+    ours = {
+        "axis",
+        "rounds",
+        "in_turn",
+        "output_dir",
+        "debug",
+        "profile_dir",
+        "num_tokens",
+        "config",
+    }
     axes = tuple(sweep.parse_axis(text, args.config) for text in args.axis or ["layers"])
     sized = any(axis.name == "size" for axis in axes)
     changed = {} if sized and "config" not in args.given else {"config": args.source.name}
@@ -199,6 +258,10 @@ COMMAND = flags.Command(
         ("--config=70b --axis=layers:4,8,10,80", "a line through part, beside the whole"),
         ("--axis=size:1b,8b,13b,70b", "each size predicted by the others"),
         ("--config=2b4t --axis=batch --axis=context:128,1024", "a grid"),
+        (
+            "--axis=context:128,4096 --in_turn --rounds=12 --num_tokens=8",
+            "contexts that meet the same memory",
+        ),
     ),
     default_config="8b",
 )

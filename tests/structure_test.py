@@ -78,7 +78,7 @@ LAYERS = (
     ("ternax.noise_study", "ternax.training"),
     ("ternax.dispatch", "ternax.harness", "ternax.workload"),
     ("ternax.ahead", "ternax.decode_metrics", "ternax.steps"),
-    ("ternax.decoding", "ternax.speedtest"),
+    ("ternax.decoding", "ternax.speedtest", "ternax.turns"),
     ("ternax.local",),
     ("ternax.peer",),
     ("ternax.comparison", "ternax.crash", "ternax.launch"),

@@ -201,6 +201,10 @@ static void attend(const Attention& call, int64_t pair, int64_t first, int64_t l
     float* out[4];
     for (int64_t j = 0; j < n; j++)
       out[j] = call.out + ((b * call.tokens + (i + j) / share) * call.heads + g * share + (i + j) % share) * width;
+    if (kStore == 1 && n == 4 && seen(i) == used && in_digits(width)) {
+      digit_attend(queries, width, k, k_scale, v, v_scale, used, slots, memory, out);
+      continue;
+    }
     if (n == 4)
       scores<kStore, 4>(queries, width, k, k_scale, used, slots, memory);
     else

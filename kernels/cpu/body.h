@@ -9,6 +9,8 @@ namespace TERNAX_ISA {
 
 #include "glue.h"
 
+#include "digits.h"
+
 #include "attention.h"
 
 }  // namespace TERNAX_ISA

@@ -30,6 +30,7 @@ _HEADERS = (
     "isa",
     "product",
     "glue",
+    "digits",
     "attention",
 )
 _SOURCES = ("kernels.cc", *(f"{name}.h" for name in _HEADERS))

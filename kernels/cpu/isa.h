@@ -19,13 +19,14 @@ inline Bytes codes_in_place(Bytes v, int p) {
   return _mm512_and_si512(v, _mm512_set1_epi8(((1 << kBits) - 1) << (kBits * p)));
 }
 inline Acc add_scaled_down(Acc a, Acc b, int bits) { return _mm512_add_epi32(a, _mm512_srai_epi32(b, bits)); }
-template <int kBits>
-inline Acc dot(Acc acc, Bytes u, const int8_t* x) {
+inline Acc dot_bytes(Acc acc, Bytes u, Bytes s) {
   // In place: GCC 12 moves the intrinsic's accumulators between registers and the stack, which
   // costs a product of 128 rows 6 to 9 % of its rate (results/README.md).
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(_mm512_load_si512(x)));
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
   return acc;
 }
+template <int kBits>
+inline Acc dot(Acc acc, Bytes u, const int8_t* x) { return dot_bytes(acc, u, _mm512_load_si512(x)); }
 inline int32_t reduce(Acc a) { return _mm512_reduce_add_epi32(a); }
 inline void reduce4(const Acc a[4], int32_t* out) {
   const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a[0], a[1]), _mm512_unpackhi_epi32(a[0], a[1]));
@@ -176,7 +177,7 @@ inline Floats load_floats(const float* p) { return *reinterpret_cast<const Float
 inline Floats load_floats(const float* p, int64_t n) {
   if (n >= kLanes) return load_floats(p);
   Floats v{};
-  std::memcpy(&v, p, n * sizeof(float));
+  if (n > 0) std::memcpy(&v, p, n * sizeof(float));
   return v;
 }
 inline void store_floats(float* p, Floats v, int64_t n = kLanes) {

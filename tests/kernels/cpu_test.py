@@ -240,10 +240,14 @@ def rotated(x, cosine, sine):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("store", ["f32", "bf16", "int8"])
-@pytest.mark.parametrize("tokens, width, length", [(1, 128, 37), (3, 20, 0), (35, 66, 5)])
-def test_a_step_rotates_stores_and_attends(isa, store, tokens, width, length):
+@pytest.mark.parametrize(
+    "tokens, width, length, share",
+    [(1, 128, 37, 3), (3, 20, 0, 3), (35, 66, 5, 3), (1, 128, 301, 4), (3, 64, 130, 8)],
+)
+def test_a_step_rotates_stores_and_attends(isa, store, tokens, width, length, share):
     random = np.random.default_rng(6)
-    layers, batch, groups, slots, heads, layer = 2, 3, 2, 44, 6, 1
+    layers, batch, groups, layer = 2, 3, 2, 1
+    slots, heads = length + tokens + 4, groups * share
     shape = layers, batch, groups, slots, width
     scales = [None, None]
     if store == "int8":
@@ -293,6 +297,35 @@ def test_a_step_rotates_stores_and_attends(isa, store, tokens, width, length):
     expected = attention_oracle(rotated(parts[:, :, :heads], *rope), *wide, start, length)
     np.testing.assert_allclose(found, expected, atol=5e-6)
     np.testing.assert_array_equal(found[2], 0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("gone_wrong", ["query", "k_scale", "v_scale"])
+def test_attention_over_int8_shows_what_is_not_finite(isa, gone_wrong):
+    """Integers have no NaN: the scales beside them carry it to the output of that row alone."""
+    batch, groups, share, slots, width = 2, 1, 4, 130, 64
+    random = np.random.default_rng(8)
+    kv = random.integers(-127, 128, (2, 1, batch, groups, slots, width)).astype(np.int8)
+    qkv = random.standard_normal((batch, 1, (share + 2) * width)).astype(np.float32)
+    scales = np.full((2, 1, batch, groups, slots), 0.01, np.float32)
+    if gone_wrong == "query":
+        qkv[1, 0, 3 * width + 5] = np.nan
+    else:
+        scales[int(gone_wrong == "v_scale"), 0, 1, 0, 7] = np.nan
+    half = np.zeros((batch, 1, 1, width // 2), np.float32)
+    out, *_ = cpu.step(
+        jnp.asarray(qkv),
+        (jnp.asarray(half + 1), jnp.asarray(half)),
+        *map(jnp.asarray, kv),
+        *map(jnp.asarray, scales),
+        jnp.zeros(batch, jnp.int32),
+        jnp.int32(slots - 1),
+        jnp.int32(0),
+        config={"isa": isa, "threads": 2},
+    )
+    finite = np.isfinite(np.asarray(out)).all(-1)[:, 0]
+    assert finite[0].all()
+    assert finite[1].tolist() == [gone_wrong == "query"] * 3 + [False]
 
 
 def test_a_layer_out_of_range_is_refused_not_read():
