@@ -33,11 +33,10 @@ class Steps:
         self.keys = engine.row_keys(workload.seed, workload.batch)
 
     def new_cache(self, of: engine.DecodeState | None = None) -> KVCache:
-        """An empty cache: `of`'s, which is then used up, since malloc would keep the memory of one
-        that is let go; None: a new one. What lies in slots that are not in use nobody reads."""
-        if of is not None:
-            empty = jax.device_put(np.int32(0), of.cache.length.sharding)
-            return dataclasses.replace(of.cache, length=empty)
+        """An empty cache. On one device `of`'s, which is then used up, since malloc would keep the
+        memory of one that is let go; what lies in slots that are not in use nobody reads."""
+        if of is not None and self._layout is None:
+            return dataclasses.replace(of.cache, length=jnp.int32(0))
         return self._made(zeros)
 
     def _made(self, zeros=jnp.zeros) -> KVCache:
