@@ -5,6 +5,7 @@ import difflib
 from ternax.config import ModelConfig
 from ternax.configs import bitnet, llama3, stdlib, tiny
 from ternax.errors import UsageError
+from ternax.kernels.shapes import ALIASES, canonical
 
 CONFIGS: dict[str, ModelConfig] = {
     config.name: config
@@ -24,7 +25,6 @@ CONFIGS: dict[str, ModelConfig] = {
         bitnet.BITNET_7B,
     )
 }
-ALIASES = {"2b4t": "bitnet-2b4t"}
 
 
 def nearest(name: str, names, n: int = 3) -> list[str]:
@@ -35,7 +35,7 @@ def nearest(name: str, names, n: int = 3) -> list[str]:
 
 def get_config(name: str) -> ModelConfig:
     """The named model. Raises UsageError naming the nearest ones."""
-    config = CONFIGS.get(ALIASES.get(name, name))
+    config = CONFIGS.get(canonical(name))
     if config is None:
         near = ", ".join(nearest(name, [*CONFIGS, *ALIASES]))
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What would each GPU of a node hold and say? The split decode step, compiled without the GPUs.
+"""What would each GPU of a node hold and say? Prefill and the decode step, compiled without them.
 
     python -m experiments.aot --config=405b --mesh=tensor:8 --device=h200
 
@@ -9,14 +9,16 @@ against those foretold. It needs jax's CUDA plugin, and no GPU; nothing is timed
 import sys
 
 from ternax.config import first_layers
-from ternax.errors import NumericCheckFailed, UsageError
+from ternax.errors import NumericCheckFailed
 from ternax.experiments import flags
 from ternax.table import binary, row
 
 
 def aot_flags(define):
     define.section("Ahead of time")
-    define.string("mesh", "tensor:4", "devices along data and tensor", form="AXIS:N,...")
+    define.string(
+        "mesh", "tensor:4", "devices along data and tensor; tensor:1 for one", form="AXIS:N,..."
+    )
     define.string("device", "h200", "the GPU, as in kernels.aot", form="NAME")
     define.integer("batch", 1, "sequences decoded together", lower=1)
     define.integer("context", 4096, "tokens of each, prompt and new", lower=4)
@@ -29,20 +31,19 @@ def aot(args) -> None:
     from ternax.sharding import layout_for
     from ternax.workload import Workload
 
-    sizes = mesh.parse(args.mesh)
-    place = ahead.mesh_of(args.device, sizes)
+    place = ahead.mesh_of(args.device, mesh.parse(args.mesh))
     config = first_layers(args.config, args.layers)
     workload = Workload(batch=args.batch, prompt_length=args.context - 3, num_tokens=3)
     layout = layout_for(place, config)
-    if layout is None:
-        raise UsageError("--mesh of one device: python -m ternax.kernels.aot compiles for one")
-    found = ahead.compile_decode(args.device, layout, workload)
+    found = ahead.compile_for(args.device, place, config, workload)
     plan = cost.plan(config, batch=args.batch, context=args.context, layout=layout)
     planned = plan.weight_bytes + plan.bytes["cache"]
-    print(row("aot", f"{config.name} on {layout}, each an {args.device}, batch {args.batch}"))
+    where = f"{layout or 'one device'}, each an {args.device}"
+    print(row("aot", f"{config.name} on {where}, batch {args.batch}"))
     print(row("compiled", f"{found.argument_bytes:,} bytes of arguments on a device"))
     print(row("planned", f"{planned:,} bytes of weights and cache"))
-    print(row("besides", f"{binary(found.temporary_bytes)} of temporaries"))
+    sizes = (binary(found.prefill_bytes), binary(found.decode_bytes))
+    print(row("besides", "temporaries of prefill {}, of a step {}".format(*sizes)))
     for one in found.found:
         print(row("a step", f"{one.times:4} x {one.kind} of {one.nbytes:,} bytes"))
     if found.found != found.planned:
@@ -51,7 +52,7 @@ def aot(args) -> None:
 
 COMMAND = flags.Command(
     name="aot",
-    summary="Compiles the split decode step for GPUs that are not there.",
+    summary="Compiles prefill and the decode step, split or whole, for GPUs that are not there.",
     groups=(flags.model_flags, aot_flags),
     examples=(
         ("--config=70b --mesh=tensor:4", "70b over four H200"),

@@ -243,9 +243,14 @@ def plans(device) -> tuple[tuple, str]:
         from ternax import cost
     except Exception as error:  # flax and jax that clash fail in many ways
         return (), first_line(error)
-    available = cost.available_bytes(device)
+    available, fused = cost.available_bytes(device), cost.fuses(device)
     return tuple(
-        cost.plan(config, context=min(CONTEXT, config.max_context), available_bytes=available)
+        cost.plan(
+            config,
+            context=min(CONTEXT, config.max_context),
+            available_bytes=available,
+            fused=fused,
+        )
         for config in CONFIGS.values()
     ), ""
 

@@ -12,25 +12,31 @@ import dataclasses
 import pathlib
 import sys
 
-from ternax import drawing, plan_table, planner, validation
+from ternax import mesh as meshes
+from ternax import plan_table, planner, validation
 from ternax.configs.hardware import DEVICES, Device, get_device
 from ternax.errors import UsageError
 from ternax.experiments import config_flag, flags
+from ternax.experiments.keeping import (
+    PUBLISHED,
+    RESULTS,
+    format_flags,
+    formats,
+    keep,
+    output_flags,
+)
 from ternax.formats import get_format
 from ternax.planner import OBJECTIVES, Efficiency, Layout, Terms
-from ternax.record import Record, open_store
+from ternax.record import Record
 from ternax.shapes import get_shape
 from ternax.table import row
-
-PUBLISHED = pathlib.Path(__file__).resolve().parent / "claims" / "published" / "decode.yaml"
 
 
 def plan_flags(define):
     define.section("What runs")
     define.string("config", "70b", "a model, or a shape that is planned alone", form="NAME")
     define.string("scheme", "trit2", "formats of the projections", form="NAME,...")
-    define.string("tables", "fp16", "format of embedding and head", form="FORMAT")
-    define.string("kv", "fp16", "format of the cache", form="FORMAT")
+    format_flags(define)
     define.integer("context", 4096, "tokens each sequence holds", lower=1)
     define.section("Where")
     define.string(
@@ -71,19 +77,17 @@ def plan_flags(define):
         "share of both limits that is reached",
         default_text="from measured rates",
     )
+    define.string(
+        "calibrate",
+        None,
+        "measured records that tell it: a folder a device, or one run's",
+        form="DIR",
+        default_text="results/, published rates",
+    )
     define.number("usd_per_hour", None, "of one device", lower=0, default_text="the catalogue's")
     define.number("memory_share", Terms.memory_share, "of a device that a program may fill")
     define.number("all_reduce_us", 1e6 * Terms.all_reduce_s, "latency of one", lower=0)
     define.number("launch_us", 0.0, "of a kernel; 0: one recorded graph", lower=0)
-    define.section("Run")
-    define.string(
-        "output_dir",
-        None,
-        "where the results go",
-        form="DIR",
-        default_text="a new directory under runs/",
-    )
-    define.boolean("debug", "show the traceback of an error")
 
 
 def devices_of(text: str | None, ranked: bool) -> list[Device]:
@@ -114,7 +118,7 @@ def run(
 ) -> list[Record]:
     """A `predicted` Record for each layout, in their order.
 
-    compiled: what a compiler said of the first (`compiled.Compiled`), or None.
+    compiled: what a compiler said of the first (`ahead.Compiled`), or None.
     """
     records = [_record(one, efficiency, target_tokens_per_s, flags_text) for one in found]
     if compiled is not None:
@@ -122,7 +126,7 @@ def run(
             "compiled_argument_bytes": compiled.argument_bytes,
             "compiled_prefill_bytes": compiled.prefill_bytes,
             "compiled_decode_bytes": compiled.decode_bytes,
-            "collectives": compiled.collectives,
+            "collectives": sum(one.times for one in compiled.found),
         }
         first = records[0]
         records[0] = dataclasses.replace(first, metrics=first.metrics | told)
@@ -178,35 +182,69 @@ def _record(one: Layout, efficiency, target, flags_text: str) -> Record:
     )
 
 
+# Names of a plan, and what they are called where a model runs.
+COMPILED = {
+    "device": {"h100-sxm": "h100", "h200-sxm": "h200"},
+    "scheme": {"trit2": "absmean,granularity=row", "int8": "int8", "int4": "int4", "fp16": "none"},
+    "tables": {"fp16": "bf16", "fp32": "f32", "int8": "int8", "int4": "int4"},
+    "kv": {"fp16": "bf16", "fp32": "f32", "int8": "int8"},
+}
+
+
 def compile_first(found: list[Layout]):
     """What the compiler for that GPU says of the only layout, and the layout with it."""
-    from ternax import configs
-    from ternax.compiled import compile_model
+    from ternax import ahead, configs
+    from ternax.config import with_scheme
+    from ternax.workload import Workload
 
     one, at = found[0], found[0].setting
-    if len(found) > 1 or one.devices > 1 or at.shape.name not in configs.CONFIGS:
+    if len(found) > 1 or at.shape.name not in configs.CONFIGS:
         raise UsageError(
-            "--compile compiles one model of --list_configs for one device: one --config, "
-            "--scheme, --device and --batch, without an objective"
+            "--compile compiles one model of --list_configs in one layout: one --config, "
+            "--scheme, --device, --devices and --batch, without an objective"
         )
-    told = compile_model(
-        configs.get_config(at.shape.name),
-        at.device.name,
-        weights=at.weights,
-        tables=at.tables,
-        kv=at.kv,
+    named = dict(device=at.device.name, scheme=at.weights, tables=at.tables, kv=at.kv)
+    for flag, name in named.items():
+        if name not in COMPILED[flag]:
+            legal = ", ".join(COMPILED[flag])
+            raise UsageError(f"--compile: --{flag} must be one of {legal}, found {name}")
+        named[flag] = COMPILED[flag][name]
+    prompt = min(at.context, planner.PREFILL_TOKENS)
+    workload = Workload(
         batch=at.batch,
-        context=at.context,
-        prompt=min(at.context, planner.PREFILL_TOKENS),
+        prompt_length=prompt,
+        num_tokens=at.context - prompt,
+        kv_dtype=named["kv"],
+        embed_dtype=named["tables"],
+        head_dtype=named["tables"],
     )
+    # A copy is compiled once, however many there are.
+    mesh = ahead.mesh_of(named["device"], meshes.parse(f"tensor:{at.devices}"))
+    config = with_scheme(configs.get_config(at.shape.name), named["scheme"])
+    told = ahead.compile_for(named["device"], mesh, config, workload)
     return told, dataclasses.replace(one, activation_bytes=float(told.temporary_bytes))
 
 
-def efficiencies(devices: list[Device], given: float | None) -> dict[str, Efficiency]:
-    """Device -> the share of its limits to expect: as given, or from published rates."""
+def efficiencies(
+    devices: list[Device], given: float | None, folder: str | None = None
+) -> dict[str, Efficiency]:
+    """Device -> the share of its limits to expect: as given, or from measured rates.
+
+    folder: records that replace what ships. UsageError where it holds none that tell a share.
+    """
     if given is not None:
+        if folder is not None:
+            raise UsageError("--efficiency and --calibrate say the same: give one of them")
         return {device.name: Efficiency(given, "--efficiency") for device in devices}
-    rows = validation.published(PUBLISHED)
+    if folder is not None:
+        rows = validation.own(folder) if pathlib.Path(folder).is_dir() else []
+        if not rows:
+            raise UsageError(
+                f"--calibrate={folder}: expected records of decoding (*.jsonl) that tell the "
+                "bandwidth beside, found none"
+            )
+        return {device.name: planner.calibrated(device, rows, folder) for device in devices}
+    rows = validation.published(PUBLISHED) + (validation.own(RESULTS) if RESULTS.is_dir() else [])
     return {device.name: planner.calibrated(device, rows) for device in devices}
 
 
@@ -233,14 +271,13 @@ def plan(args) -> None:
         lonely = [device.name for device in devices if device.fastest_link is None]
         if lonely and args.tensor != "1":
             raise UsageError(f"{lonely[0]} has no link to another: --tensor=1 makes copies")
-    efficiency = efficiencies(devices, args.efficiency)
+    efficiency = efficiencies(devices, args.efficiency, args.calibrate)
     found = list(
         planner.layouts(
             shape,
             devices,
             schemes=[get_format(word.strip()).name for word in args.scheme.split(",")],
-            tables=get_format(args.tables).name,
-            kv=get_format(args.kv).name,
+            **formats(args),
             counts=counts,
             tensor=config_flag.counts("tensor", args.tensor, planner.TENSOR)
             if args.tensor or objective
@@ -275,18 +312,16 @@ def plan(args) -> None:
         elif len(found) > len(shown):
             lines.append(f"  {len(found) - len(shown)} more: --top={len(found)}")
     print("\n".join(lines))
-    with open_store(args.output_dir, "plan", shape.name, objective or "layouts") as store:
-        target = args.target_tokens_per_s
-        for record in run(shown, efficiency, target, args.command_line, compiled):
-            store.append(record)
-        picture = plan_table.draw(shown, store.directory / "plan.png")
-    print(f"wrote    {store.directory}/results.json{drawing.said(picture)}")
+    target = args.target_tokens_per_s
+    records = run(shown, efficiency, target, args.command_line, compiled)
+    names = ("plan", shape.name, objective or "layouts")
+    print(keep(args, records, names, lambda picture: plan_table.draw(shown, picture)))
 
 
 COMMAND = flags.Command(
     name="plan",
     summary="Plans a model on devices of the catalogue: memory, layout, rate, cost; ranks them.",
-    groups=(plan_flags,),
+    groups=(plan_flags, output_flags),
     examples=(
         ("--config=70b --scheme=trit2,int4,fp16 --device=l40s,h100", "six layouts side by side"),
         ("--config=70b --scheme=int4 --objective=cost --slo_ms=50", "the cheapest fast enough"),

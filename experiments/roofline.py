@@ -17,13 +17,13 @@ from ternax.configs import get_config
 from ternax.configs.hardware import get_device
 from ternax.errors import UsageError
 from ternax.experiments import flags
+from ternax.experiments.keeping import RESULTS, format_flags, formats, keep, output_flags
 from ternax.formats import get_format
 from ternax.levers import FORMATS, Lever, Speculation, levers
 from ternax.prediction import Predicted, Setting, predict
-from ternax.record import Record, open_store
+from ternax.record import Record
 from ternax.table import rate
 
-RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
 PARTS = ("weights", "head", "kv", "activations", "compute", "collectives")
 
 
@@ -32,8 +32,7 @@ def roofline_flags(define):
     define.string("config", "70b", "the model, by name", form="NAME")
     define.string("device", "h100-sxm", "a device of the catalogue", form="NAME")
     define.string("weights", "trit2", "format of the projections", form="FORMAT")
-    define.string("tables", "fp16", "format of embedding and head", form="FORMAT")
-    define.string("kv", "fp16", "format of the cache", form="FORMAT")
+    format_flags(define)
     define.integer("devices", 1, "how many, tensor-parallel", lower=1)
     define.integer("batch", 1, "sequences together", lower=1)
     define.integer("context", 2048, "tokens each sequence holds", lower=1)
@@ -42,16 +41,8 @@ def roofline_flags(define):
     define.string("draft", "1b", "the model that drafts", form="NAME")
     define.integer("drafted", 4, "tokens it drafts a round", lower=1)
     define.number("acceptance", 0.7, "chance that one is kept", lower=0, upper=1)
-    define.section("Run")
+    define.section("Page")
     define.string("page", None, "write the page there, starting with this setting", form="FILE")
-    define.string(
-        "output_dir",
-        None,
-        "where the results go",
-        form="DIR",
-        default_text="a new directory under runs/",
-    )
-    define.boolean("debug", "show the traceback of an error")
 
 
 def run(setting: Setting, speculation: Speculation | None = None, flags_text: str = ""):
@@ -238,8 +229,7 @@ def roofline_command(args) -> None:
         shape=Shape.of(config),
         device=get_device(args.device),
         weights=get_format(args.weights).name,
-        tables=get_format(args.tables).name,
-        kv=get_format(args.kv).name,
+        **formats(args),
         devices=args.devices,
         batch=args.batch,
         context=args.context,
@@ -250,19 +240,16 @@ def roofline_command(args) -> None:
     found, moved, records = run(setting, speculation, args.command_line)
     written = [_write_page(args.page, setting)] if args.page else []
     print("\n".join(screen(setting, found, moved)))
-    with open_store(args.output_dir, "roofline", setting.shape.name, setting.device.name) as store:
-        for record in records:
-            store.append(record)
-        own = validation.own(RESULTS) if RESULTS.is_dir() else []
-        picture = draw(setting, own, store.directory / "roofline.png")
-    wrote = f"wrote    {store.directory}/results.json{drawing.said(picture)}"
+    own = validation.own(RESULTS) if RESULTS.is_dir() else []
+    names = ("roofline", setting.shape.name, setting.device.name)
+    wrote = keep(args, records, names, lambda target: draw(setting, own, target))
     print(*written, wrote, sep="\n")
 
 
 COMMAND = flags.Command(
     name="roofline",
     summary="Predicts a decode step by part, its place under the roofline, and what would move it.",
-    groups=(roofline_flags,),
+    groups=(roofline_flags, output_flags),
     examples=(
         ("", "70b in trits on one H100"),
         ("--config=8b --device=l40s --batch=64 --efficiency=0.7", "as a program would reach it"),

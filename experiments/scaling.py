@@ -62,8 +62,8 @@ def screen(study: Sweep, records: list[Record]) -> list[str]:
     wide = max(len(sweep.label(point)) for point in study.points)
     lines = [
         f"measured: medians of up to {study.rounds} rounds",
-        f"  {'point':{wide}}{'tokens/s':>10}{'ms a step':>11}{'of bound':>10}{'first, ms':>11}"
-        f"{'prefill/s':>11}{'peak GiB':>10}{'planned':>9}",
+        f"  {'point':{wide}}{'tokens/s':>9}{'ms/step':>9}{'bound':>6}{'first, ms':>10}"
+        f"{'prefill/s':>10}{'peak GiB':>9}{'planned':>8}{'error':>8}",
     ]
     for point in study.points:
         found = sweep.of_point(records, point)
@@ -75,6 +75,13 @@ def screen(study: Sweep, records: list[Record]) -> list[str]:
             lines.append(f"  {sweep.label(point):{wide}}  {why}")
     points = {id(r) for point in study.points for r in sweep.of_point(records, point)}
     lines += ["", *(_sentence(record) for record in records if id(record) not in points)]
+    sizes = [r for r in records if r.kind == "predicted" and "prediction_error" in r.metrics]
+    if sizes:
+        worst_size = max(sizes, key=lambda record: abs(record.metrics["prediction_error"]))
+        lines.append(
+            f"sizes: {len(sizes)} predicted by the others, worst "
+            f"{100 * worst_size.metrics['prediction_error']:+.1f} % at {worst_size.config}"
+        )
     errors = curves.memory_error(records)
     if errors:
         worst = max(errors, key=lambda point: abs(errors[point]))
@@ -94,13 +101,14 @@ def _cells(measured: list[Record]) -> str:
         return statistics.median(r.metrics[name] for r in measured if name in r.metrics)
 
     text = (
-        f"{rate(median('tokens_per_s')):>10}{rate(median('tpot_ms_p50')):>11}"
-        f"{100 * median('share_of_bound'):>8.0f} %{rate(median('ttft_ms')):>11}"
-        f"{rate(median('prefill_tokens_per_s')):>11}"
+        f"{rate(median('tokens_per_s')):>9}{rate(median('tpot_ms_p50')):>9}"
+        f"{100 * median('share_of_bound'):>4.0f} %{rate(median('ttft_ms')):>10}"
+        f"{rate(median('prefill_tokens_per_s')):>10}"
     )
     if any("peak_memory_bytes" in record.metrics for record in measured):
         peak, planned = median("peak_memory_bytes"), median("planned_memory_bytes")
-        text += f"{peak / 2**30:>10.2f}{planned / 2**30:>9.2f}"
+        error = 100 * (planned / peak - 1)
+        text += f"{peak / 2**30:>9.2f}{planned / 2**30:>8.2f}{error:>+6.1f} %"
     return text
 
 
@@ -115,6 +123,10 @@ def _sentence(record: Record) -> str:
             f"{m['fixed_ms']:.2f} ms (standard error {m['fixed_error_ms']:.2f}) and the bytes at "
             f"{f'{streams:.1f} GB/s' if streams else 'no rate'}, read at "
             f"{m['read_bandwidth_gb_per_s']:.1f} beside"
+        )
+    if "efficiency_share" in m:
+        parts.append(
+            f"{100 * m['efficiency_share']:.0f} % of the bandwidth, a = {m['fixed_ms']:.3g} ms"
         )
     if "slope_ms" in m:
         parts.append(

@@ -154,6 +154,7 @@ def local(args, test: SpeedTest) -> Target:
     from ternax.engine import load_stored
     from ternax.local import Local
     from ternax.random_weights import random_model
+    from ternax.workload import first_device
 
     if args.threads is not None:
         measure.limit_threads(args.threads)
@@ -169,13 +170,15 @@ def local(args, test: SpeedTest) -> Target:
         (len(tokenizer.encode(w.text)) if w.text else w.prompt_tokens) + w.max_tokens
         for w in test.workloads
     )
+    device = first_device()
     plan = cost.plan(
         config,
         batch=max(test.concurrency),
         context=min(longest, config.max_context),
         embed_dtype=tables[0],
         head_dtype=tables[1],
-        available_bytes=cost.available_bytes(),
+        available_bytes=cost.available_bytes(device),
+        fused=cost.fuses(device),
     )
     if not plan.fits:
         raise DoesNotFit(plan.refusal("a smaller --config or --concurrency"))

@@ -13,12 +13,9 @@ import textwrap
 from ternax import validation
 from ternax.errors import UsageError
 from ternax.experiments import flags
-from ternax.record import Record, open_store
+from ternax.experiments.keeping import PUBLISHED, RESULTS, keep, output_flags
+from ternax.record import Record
 from ternax.table import rate
-
-HERE = pathlib.Path(__file__).resolve().parent
-PUBLISHED = HERE / "claims" / "published" / "decode.yaml"
-RESULTS = HERE.parent / "results"
 
 
 def validate_flags(define):
@@ -37,15 +34,6 @@ def validate_flags(define):
         form="DIR",
         default_text="results/ of the checkout",
     )
-    define.section("Run")
-    define.string(
-        "output_dir",
-        None,
-        "where the results go",
-        form="DIR",
-        default_text="a new directory under runs/",
-    )
-    define.boolean("debug", "show the traceback of an error")
 
 
 def run(published: list[validation.Row], own: list[validation.Row], flags_text: str = ""):
@@ -129,16 +117,13 @@ def validate(args) -> None:
         args.command_line,
     )
     print("\n".join(screen(groups)))
-    with open_store(args.output_dir, "validate", "decode", "law") as store:
-        for record in records:
-            store.append(record)
-    print(f"wrote    {store.directory}/results.json")
+    print(keep(args, records, ("validate", "decode", "law")))
 
 
 COMMAND = flags.Command(
     name="validate",
     summary="Predicts measured decode rates from bytes, bandwidth and one efficiency a device.",
-    groups=(validate_flags,),
+    groups=(validate_flags, output_flags),
     examples=(
         ("", "published rates, and the records in results/"),
         ("--published=mine.yaml", "rates of your own: docs/audit.md says how they are written"),

@@ -30,7 +30,7 @@ from jax.sharding import SingleDeviceSharding
 
 from . import sass, target
 from .pallas import backend, tiles
-from .shapes import SHAPES
+from .shapes import SHAPES, products
 
 # XLA's GpuTargetConfigProto. It withholds CUDA graphs from a target whose versions are absent.
 _PROTO = """
@@ -112,22 +112,22 @@ def _wheels() -> list[str]:
 
 
 @functools.cache
-def sharding(name: str) -> SingleDeviceSharding:
-    """Where arguments of a program lie that is compiled for DEVICES[name].
+def devices(name: str, count: int = 1) -> list:
+    """As many of DEVICES[name] as one machine would have, to compile for.
 
     To be asked for before jax first looks at its devices: later it takes up no plugin.
     """
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     jax.config.update("jax_platforms", "cpu")
     topology = topologies.get_topology_desc(
-        name, "cuda", target_config=DEVICES[name].proto, topology="1x1x1"
+        name, "cuda", target_config=DEVICES[name].proto, topology=f"1x{count}x1"
     )
-    return SingleDeviceSharding(topology.devices[0])
+    return topology.devices
 
 
 def compile_for(name: str, function, *arguments) -> jax.stages.Compiled:
     """`jit(function)` for DEVICES[name]; arguments are arrays or their shapes, in pytrees."""
-    where = sharding(name)
+    where = SingleDeviceSharding(devices(name)[0])
     there = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), arguments
     )
@@ -229,14 +229,15 @@ def find_shapes(names: str) -> list[tuple[str, int, int]]:
     """(name, K, N) of "70b" (all ternary parts of a model) or "70b:down", behind commas."""
     found = []
     for name in names.split(","):
-        model, _, part = name.partition(":")
-        parts = {key: shape for key, shape in SHAPES.get(model, {}).items() if key != "head"}
-        if not parts or part and part not in parts:
+        known = {
+            each: shape for each, shape in products(name).items() if not each.endswith(":head")
+        }
+        if not known:
             raise UsageError(
                 f"--shapes: expected one of {', '.join(SHAPES)}, alone or as model:part with part "
                 f"among qkv, o, gate_up, down; found {name!r}"
             )
-        found += [(f"{model}:{key}", *parts[key]) for key in ([part] if part else parts)]
+        found += [(each, *shape) for each, shape in known.items()]
     return found
 
 

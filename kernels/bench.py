@@ -25,7 +25,7 @@ from jax import lax
 
 from .backends import BACKENDS, BackendError, choose
 from .packing import FORMATS, Packed
-from .shapes import SHAPES
+from .shapes import SHAPES, products
 from .ternary_matmul import ternary_matmul
 
 MIN_SAMPLES = 5
@@ -49,15 +49,12 @@ def find_shapes(names: str) -> list[tuple[str, int, int, str]]:
     """
     found = []
     for name in names.split(","):
-        model, _, part = name.partition(":")
         k_size, _, n = name.partition("x")
         if k_size.isdecimal() and n.isdecimal() and int(k_size) and int(n):
             found.append((name, int(k_size), int(n), "trit2"))
-        elif model in SHAPES and (not part or part in SHAPES[model]):
-            for key in [part] if part else SHAPES[model]:
-                found.append(
-                    (f"{model}:{key}", *SHAPES[model][key], "int8" if key == "head" else "trit2")
-                )
+        elif known := products(name):
+            for each, shape in known.items():
+                found.append((each, *shape, "int8" if each.endswith(":head") else "trit2"))
         else:
             raise UsageError(
                 f"--shapes: expected KxN, or one of {', '.join(SHAPES)}, alone or as model:part "

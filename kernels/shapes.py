@@ -97,3 +97,22 @@ SHAPES: dict[str, dict[str, tuple[int, int]]] = {
         "head": (4096, 32000),
     },
 }
+
+# Other names of models, for configs too.
+ALIASES = {"2b4t": "bitnet-2b4t"}
+
+
+def canonical(name: str) -> str:
+    """The one name of a model that may go by another."""
+    return ALIASES.get(name, name)
+
+
+def products(name: str) -> dict[str, tuple[int, int]]:
+    """Name -> (K, N) of "70b", all of a model's products, or of "70b:down", one; {} for neither.
+
+    What is found goes by the model's own name: "bitnet-2b4t:down" for "2b4t:down".
+    """
+    model, colon, part = name.partition(":")
+    model = canonical(model)
+    parts = SHAPES.get(model, {})
+    return {f"{model}:{key}": shape for key, shape in parts.items() if not colon or key == part}

@@ -117,16 +117,32 @@ class Shape:
             return values + 4 * values / self.head_dim
         return values * get_format(stored).code_bits / 8
 
-    def activation_bytes(self, batch: int, prompt: int, context: int) -> int:
-        """Temporaries of the larger step, prefill of `prompt` tokens a row that see `context`:
-        one layer's widest f32 arrays, and the logits."""
+    def activation_bytes(
+        self, batch: int, prompt: int, context: int, *, fused: bool = False
+    ) -> int:
+        """Temporaries of the larger program, prefill of `prompt` tokens a row that see `context`.
+
+        fused: gate, norm and quantizer are part of each projection's call (`kernels.cpu`). What
+        lies between calls is then known to the byte, and the tests hold it to what the compiler
+        says; else the widest arrays that XLA may hold at once, from above.
+        """
         tokens = batch * prompt
         inner = self.num_heads * self.head_dim
+        logits = 3 * 4 * batch * self.vocab_size  # as computed, scaled and drawn from
+        if fused:
+            kv = 2 * self.num_kv_heads * self.head_dim
+            # f32: what enters and leaves the MLP beside gate and up, or attention's residual
+            # beside q, k, v and its result; cosines and sines of the positions.
+            mlp = 2 * self.hidden_size + 2 * self.intermediate_size
+            attention = self.hidden_size + inner + kv + inner
+            layer = 4 * tokens * (max(mlp, attention) + self.head_dim)
+            # The library keeps its own: int8 codes as drawn and in the order of the weights.
+            codes = 2 * tokens * max(self.hidden_size, self.intermediate_size, inner)
+            return max(layer, logits) + codes
         # gate and up, their parts, the gated product and its int8 copy are alive together.
         mlp = tokens * self.intermediate_size * (4 * 5 + 2)
         attention = tokens * (self.hidden_size * 4 * 3 + inner * 4 * 4)
         scores = 3 * 4 * batch * self.num_heads * prompt * min(context, 256)
-        logits = 3 * 4 * batch * self.vocab_size
         return mlp + attention + scores + logits
 
     def load(

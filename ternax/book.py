@@ -10,10 +10,11 @@ import pathlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
-from ternax import roofline
+from ternax import roofline, sizes
 from ternax.errors import UsageError
 from ternax.metrics import METRICS
 from ternax.record import Record
+from ternax.sizes import Timed
 from ternax.table import format_metric
 
 # What a table of an experiment shows; others show what most of their records have.
@@ -166,25 +167,29 @@ def memory_errors(found: Sequence[Row]) -> list[tuple[Row, float]]:
 
 
 def rate_errors(found: Sequence[Row]) -> dict[tuple[str, str], float]:
-    """(machine, config) -> predicted over measured rate, less 1: each model by the median share of
-    the bound that the other models of that machine reach, whole or in part, at any setting. A
-    machine is a device within a folder of its own: processors may share a name."""
-    shares: dict[str, dict[str, list[float]]] = {}
+    """(machine, config) -> predicted over measured rate, less 1, the median of the config's rows:
+    each model by the law through the other models of that machine (`ternax.sizes`), whole or in
+    part, at any context. A machine is a device within a folder of its own: processors may share
+    a name; batches stay apart."""
+    steps: dict[str, dict[str, list[Timed]]] = {}
     for row in found:
-        record = row.record
+        record, m = row.record, row.metrics
         ours = record.kind == "measured" and record.phase == "decode" and record.inputs
-        if ours and "share_of_bound" in row.metrics:
+        if ours and {"share_of_bound", "bound_tokens_per_s"} <= m.keys():
             machine = f"{pathlib.PurePath(row.entries[0].file).parts[0]}: {record.device}"
-            by_config = shares.setdefault(machine, {})
-            by_config.setdefault(record.config, []).append(row.metrics["share_of_bound"])
-    errors = {}
-    for machine, by_config in shares.items():
-        middle = {config: statistics.median(values) for config, values in by_config.items()}
-        for config, share in middle.items():
-            others = [value for other, value in middle.items() if other != config]
-            if others:
-                errors[machine, config] = statistics.median(others) / share - 1
-    return errors
+            machine += f", batch {record.batch}" if record.batch > 1 else ""
+            # The rows' medians: of two-speed memories rates and bounds may be of other rounds.
+            share = m["share_of_bound"]
+            bound_s = record.batch / m["bound_tokens_per_s"]
+            timed = Timed(bound_s / share, bound_s, record.layers)
+            steps.setdefault(machine, {}).setdefault(record.config, []).append(timed)
+    return {
+        (machine, config): statistics.median(
+            step.step_s / law.step_s(step.bound_s, step.layers) - 1 for step in by_config[config]
+        )
+        for machine, by_config in steps.items()
+        for config, law in sizes.leave_one_out(by_config).items()
+    }
 
 
 def page(

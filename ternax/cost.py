@@ -16,6 +16,8 @@ from ternax.anatomy import Shape
 from ternax.config import ModelConfig
 from ternax.edit import check_table_dtypes, pack_model
 from ternax.errors import UsageError
+from ternax.kernels.cpu.build import compiler
+from ternax.kernels.packing import FORMATS
 from ternax.models import MODELS
 from ternax.nn.cache import KV_DTYPES, init_cache
 from ternax.nn.linear import PackedLinear, QuantLinear
@@ -25,10 +27,10 @@ from ternax.roofline import Load
 from ternax.sharding import Layout, check_batch
 from ternax.table import binary, decimal, row
 
-# What a process that has imported jax, traced, compiled and run the CPU backend holds
-# beside its arrays: measured 0.36 to 0.38 GiB with tiny-bitnet, 1b, 3b and 8b on jax 0.10.2,
-# 0.31 to 0.34 on 0.11.2.
-RUNTIME_BYTES = int(0.37 * 2**30)
+# What a process that has imported jax, traced, compiled and run the CPU backend holds beside its
+# arrays, at its peak, which is while it compiles. Measured with 1b, 3b, 8b, 700m and 2b4t: 0.39 to
+# 0.43 GiB on jax 0.10.2, 0.33 to 0.36 on 0.11.2; with a tiny model 0.04 less.
+RUNTIME_BYTES = int((0.41 if jax.__version_info__ < (0, 11) else 0.36) * 2**30)
 
 # Left free when deciding whether a plan fits: page cache, other processes' growth.
 MARGIN_BYTES = 256 << 20
@@ -190,6 +192,7 @@ def plan(
     head_dtype: str = "int8",
     available_bytes: int | None = None,
     layout: Layout | None = None,
+    fused: bool = False,
 ) -> Plan:
     """Counts one decode run without allocating it.
 
@@ -202,6 +205,7 @@ def plan(
       kv_dtype, embed_dtype, head_dtype: how cache and tables are stored.
       available_bytes: memory to fit into, a device's; None leaves `fits` true.
       layout: of this config: the plan is one device's.
+      fused: what runs makes one call of a projection where it can, see `fuses`.
     """
     if isinstance(config, str):
         from ternax.configs import get_config
@@ -235,7 +239,10 @@ def plan(
         parts, local, rows = _resident(part), layout.local_config, batch // layout.batch
     cache = jax.eval_shape(lambda: init_cache(local, rows, context, kv_dtype))
     parts["cache"] = _nbytes(cache)
-    parts["activations"] = Shape.of(local).activation_bytes(rows, prompt or context, context)
+    fused = fused and layout is None and _takes_one_call(model)
+    parts["activations"] = Shape.of(local).activation_bytes(
+        rows, prompt or context, context, fused=fused
+    )
     parts["runtime"] = RUNTIME_BYTES
     slots = cache.k.shape[3]
     table = parts["embedding"] if config.tie_embeddings else parts["head"]
@@ -257,6 +264,18 @@ def available_bytes(device=None) -> int | None:
     """Bytes a plan may fill there: what is free and what this process already holds."""
     free = measure.memory_available_bytes(device)
     return None if free is None else free + (measure.resident_bytes(device) or 0)
+
+
+def fuses(device=None, backend: str | None = None) -> bool:
+    """Whether a projection can be one call there: on a CPU, by its library. Where that is not
+    built yet it counts if a compiler is there, since a plan builds nothing."""
+    return measure.on_host(device) and backend in (None, "cpu") and compiler() is not None
+
+
+def _takes_one_call(model) -> bool:
+    """Whether the library has a call for each projection of an abstract packed model."""
+    linears = [node for _, node in nnx.iter_modules(model) if isinstance(node, PackedLinear)]
+    return all(node.inputs == "int8" and node.format in FORMATS for node in linears)
 
 
 def largest_that_fits(family: str, plan_of: Callable[[ModelConfig], Plan]) -> Plan | None:

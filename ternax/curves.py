@@ -8,8 +8,9 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from ternax import estimate, sweep
+from ternax import estimate, sizes, sweep
 from ternax.record import Record
+from ternax.sizes import Timed
 from ternax.sweep import Axis, Sweep
 
 ByValue = dict[str, list[Record]]
@@ -124,25 +125,40 @@ def _extrapolated(below: ByValue, whole: int, measured: list[Record]) -> Record:
 
 
 def _sizes(axis: Axis, by_value: ByValue) -> Iterator[Record]:
-    """Each size by the share of the bound that the others reach: none takes part in its own."""
-    shares = {value: _median(rs, "share_of_bound") for value, rs in by_value.items()}
-    for value, records in by_value.items():
-        share = statistics.median(s for other, s in shares.items() if other != value)
-        bound = _median(records, "bound_tokens_per_s")
-        reference = _median(records, "tokens_per_s")
+    """Each size by the law through the others: none takes part in its own."""
+    middle = {value: _middle_round(records) for value, records in by_value.items()}
+    laws = sizes.leave_one_out({value: [_timed_step(r)] for value, r in middle.items()})
+    for value, law in laws.items():
+        record, found = middle[value], _timed_step(middle[value])
+        step_s = law.step_s(found.bound_s, found.layers)
         others = ", ".join(other for other in by_value if other != value)
         yield _summary(
-            records[-1],
+            record,
             {
-                "tokens_per_s": share * bound,
-                "bound_tokens_per_s": bound,
-                "share_of_bound": share,
-                "reference_tokens_per_s": reference,
-                "prediction_error": share * bound / reference - 1,
+                "tokens_per_s": record.batch / step_s,
+                "bound_tokens_per_s": record.metrics["bound_tokens_per_s"],
+                "share_of_bound": found.bound_s / step_s,
+                "efficiency_share": law.efficiency,
+                "fixed_ms": 1e3 * law.layer_s * found.layers,
+                "reference_tokens_per_s": record.metrics["tokens_per_s"],
+                "prediction_error": found.step_s / step_s - 1,
             },
-            f"by the share of the bound that {others} reach, median",
+            f"t = bytes / (efficiency bandwidth) + layers a, through {others}; the reference is "
+            f"the middle one of {len(by_value[value])} rounds",
             kind="predicted",
         )
+
+
+def _middle_round(records: list[Record]) -> Record:
+    """The one whose share of its bound is the median: rate and bandwidth belong together."""
+    return sorted(records, key=lambda r: r.metrics["share_of_bound"])[len(records) // 2]
+
+
+def _timed_step(record: Record) -> Timed:
+    m = record.metrics
+    return Timed(
+        record.batch / m["tokens_per_s"], record.batch / m["bound_tokens_per_s"], record.layers
+    )
 
 
 def _multipliers(axis: Axis, by_value: ByValue) -> Iterator[Record]:

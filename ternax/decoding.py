@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 
-from ternax import measure
+from ternax import decode_metrics, measure
 from ternax.checkpoint.box import Source
 from ternax.config import ModelConfig
 from ternax.errors import DoesNotFit, Interrupted, OutputError
@@ -125,6 +125,7 @@ class DecodeRun:
         self._store: Store | None = None
         self._watch = lambda record: None
         self._samples: list[float] = []
+        self._state = None
         self._peak_before = 0
 
     def measure_all(
@@ -207,24 +208,9 @@ class DecodeRun:
             self._peak_before = measure.peak_resident_bytes(self.device) or 0
 
     def _keep_plan(self, stopped):
-        plan = self.plan
-        metrics = dict(
-            planned_memory_bytes=plan.total_bytes,
-            weight_bytes=plan.weight_bytes,
-            cache_bytes=plan.bytes["cache"],
-            bytes_per_step=plan.bytes_per_step,
-            parameters=plan.parameters,
-            ternary_parameters=plan.ternary_parameters,
-            bits_per_weight=plan.bits_per_weight,
-        )
-        if plan.available_bytes is not None:
-            metrics["available_memory_bytes"] = plan.available_bytes
-        if self.bandwidth:
-            rate = self.bandwidth.median
-            metrics |= dict(
-                read_bandwidth_gb_per_s=rate,
-                bound_tokens_per_s=plan.bound_tokens_per_s(rate / self._sharing),
-            )
+        read = {"read_bandwidth_gb_per_s": self.bandwidth.median} if self.bandwidth else {}
+        share = self.bandwidth.median / self._sharing if self.bandwidth else None
+        metrics = decode_metrics.of_plan(self.plan, share) | read
         self._keep("plan", metrics, stopped, kind="predicted", unit="")
 
     def _sample_create(self):
@@ -265,8 +251,7 @@ class DecodeRun:
     def _keep_create(self, stopped):
         metrics = self._peak()
         if self._samples:
-            nbytes, seconds = self.plan.weight_bytes, self._samples[0]
-            metrics |= dict(create_s=seconds, weight_bytes=nbytes, gb_per_s=nbytes / seconds / 1e9)
+            metrics |= decode_metrics.of_create(self.plan, self._samples[0])
         self._keep("create", metrics, stopped, [self.source.origin] if self.source else [])
 
     def _sample_compile(self):
@@ -293,7 +278,7 @@ class DecodeRun:
 
         def once():
             self._stop.check()
-            cache = jax.block_until_ready(self._steps.new_cache())
+            cache = jax.block_until_ready(self._steps.new_cache(of=self._state))
             start = time.perf_counter()
             self._state = self._steps.prefill(cache)
             self.generated = [fetch(self._state.token)[:, None]]
@@ -308,11 +293,7 @@ class DecodeRun:
         work, notes = self.workload, []
         metrics = {"prompt_tokens": work.prompt_length, **self._peak()}
         if self._samples:
-            seconds = measure.percentile(self._samples, 50)
-            metrics |= dict(
-                ttft_ms=1e3 * seconds,
-                prefill_tokens_per_s=work.batch * work.prompt_length / seconds,
-            )
+            metrics |= decode_metrics.of_prefill(self._samples, work.batch, work.prompt_length)
             notes.append(f"warm; the cold first run took {self._cold_s:.3g} s")
         self._keep("prefill", metrics, stopped, notes)
 
@@ -364,22 +345,12 @@ class DecodeRun:
 
     def _speed(self, bandwidths_gb_per_s: list[float]) -> dict[str, float]:
         """The metrics that follow from the samples of decode steps and of read bandwidth."""
-        batch = self.workload.batch
-        seconds = measure.percentile(self._samples, 50)
-        bandwidth = measure.percentile(bandwidths_gb_per_s, 50)
         # What a row holds in the middle of the timed steps, the new token included.
         context = self.workload.prompt_length + 1 + (self._decoded + 1) / 2
-        bound = self.plan.bound_tokens_per_s(bandwidth / self._sharing, context)
-        metrics = dict(
-            tokens_per_s=batch / seconds,
-            bound_tokens_per_s=bound,
-            share_of_bound=batch / seconds / bound,
-            bytes_per_step=self.plan.bytes_per_step_at(context),
-            read_bandwidth_gb_per_s=bandwidth,
-            tpot_ms_p50=1e3 * seconds,
-            tpot_ms_p99=1e3 * measure.percentile(self._samples, 99),
+        metrics = decode_metrics.of_decode(
+            self.plan, self._samples, bandwidths_gb_per_s, context, self._sharing
         )
-        tokens = self._decoded * batch
+        tokens = self._decoded * self.workload.batch
         return metrics | self._power.metrics(tokens=tokens, seconds=self._timed_s)
 
 

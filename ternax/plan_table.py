@@ -84,13 +84,14 @@ def needed(one: Layout, target: float) -> str:
 
 
 def compiled_line(one: Layout, told) -> str:
-    """The compiler's bytes beside the planned ones."""
+    """The compiler's bytes (`ahead.Compiled`) beside the planned ones, and what devices say."""
     planned = one.resident_bytes - one.bytes["activations"]
+    sent = [f"{each.times} x {each.kind} of {each.nbytes:,} bytes" for each in told.found]
     return (
-        f"arguments {told.argument_bytes / 2**30:.2f} GiB, "
+        f"arguments {told.argument_bytes / 2**30:.2f} GiB a device, "
         f"{100 * (planned / told.argument_bytes - 1):+.2f} % planned; temporaries of prefill "
         f"{told.prefill_bytes / 2**30:.3f}, of a step {told.decode_bytes / 2**30:.3f} GiB; "
-        f"{told.collectives} collectives"
+        f"{', '.join(sent) or 'no collectives'}"
     )
 
 

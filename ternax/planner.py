@@ -64,17 +64,22 @@ class Efficiency:
     source: str
 
 
-def calibrated(device: Device, rows: Sequence[Row]) -> Efficiency:
+def calibrated(device: Device, rows: Sequence[Row], where: str = "") -> Efficiency:
     """The median share of the bound that measured rates of this device reach; of all devices
-    where none is its own. UsageError without any row."""
+    where none is its own. At most 1: memory that changed its speed beside a run may tell more.
+
+    where: the folder of the rows, if they are from one. UsageError without any row.
+    """
     own = [row for row in rows if row.device == device.name]
     chosen = own or list(rows)
     if not chosen:
         raise UsageError("no measured rate to calibrate by; give --efficiency")
-    share = statistics.median(row.efficiency for row in chosen)
-    where = f"on {device.name}" if own else "on other devices"
-    count = f"{len(chosen)} published rates" if len(chosen) > 1 else "one published rate"
-    return Efficiency(share, f"median of {count} {where}")
+    share = min(1.0, statistics.median(row.efficiency for row in chosen))
+    count = f"{len(chosen)} rates" if len(chosen) > 1 else "one rate"
+    kinds = [kind for kind in ("published", "our own") if any(r.kind == kind for r in chosen)]
+    place = f"in {where}" if where else f"{' and '.join(kinds)}"
+    on = device.name if own else ", ".join(dict.fromkeys(row.device for row in chosen))
+    return Efficiency(share, f"median of {count}, {place}, on {on}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """The two compiled programs of a decode run, and what goes into them."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -30,7 +32,14 @@ class Steps:
         self.tokens = engine.rows_on(model.layout, workload.tokens(model.config))
         self.keys = engine.row_keys(workload.seed, workload.batch)
 
-    def new_cache(self) -> KVCache:
+    def new_cache(self, of: engine.DecodeState | None = None) -> KVCache:
+        """An empty cache. On one device `of`'s, which is then used up, since malloc would keep the
+        memory of one that is let go; what lies in slots that are not in use nobody reads."""
+        if of is not None and self._layout is None:
+            return dataclasses.replace(of.cache, length=jnp.int32(0))
+        return self._made(zeros)
+
+    def _made(self, zeros=jnp.zeros) -> KVCache:
         work = self._workload
         return init_cache(
             self._config,
@@ -43,13 +52,13 @@ class Steps:
 
     @functools.cached_property
     def _abstract_cache(self) -> KVCache:
-        """As both programs take it: made once, and let go."""
-
-        def shape(leaf):
-            where = self._layout and leaf.sharding
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-        return jax.tree.map(shape, self.new_cache())
+        """As both programs take it. Where the parts of a split one lie only a real one tells."""
+        if self._layout is None:
+            return jax.eval_shape(self._made)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            self._made(zeros),
+        )
 
     def compile_prefill(self) -> None:
         cache = self._abstract_cache

@@ -19,6 +19,9 @@ from ternax.errors import BadModelFile, UsageError
 from ternax.record import Record
 from ternax.roofline import Load
 
+# Backends whose rates tell what a machine can do; the reference is right, not fast.
+KERNELS = ("cpu", "mosaic")
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -32,6 +35,7 @@ class Row:
       tokens_per_s: as measured.
       bound_tokens_per_s: of the law at efficiency 1.
       operations: of one token; `intensity`, operations of a step by the bytes it reads.
+      kind: "published", or "our own" for records.
     """
 
     source: str
@@ -45,6 +49,7 @@ class Row:
     bound_tokens_per_s: float
     operations: float
     intensity: float
+    kind: str = "published"
 
     @property
     def efficiency(self) -> float:
@@ -114,7 +119,8 @@ def published(path: str | pathlib.Path) -> list[Row]:
 
 
 def own(folder: str | pathlib.Path) -> list[Row]:
-    """Our own decode records below a folder that tell the bandwidth beside them.
+    """Our own decode records in a folder, and in a folder a machine below it, that tell the
+    bandwidth beside them.
 
     A line that is no JSON object is refused with file and line (BadModelFile). Bytes come from
     the model's shape, not from the record; only the bandwidth is the record's, since a shared
@@ -123,7 +129,7 @@ def own(folder: str | pathlib.Path) -> list[Row]:
     """
     folder = pathlib.Path(folder)
     found: dict[tuple, list[Row]] = {}
-    for path in sorted(folder.glob("*/*.jsonl")):
+    for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*/*.jsonl")]):
         for record in _decodes(path):
             name, count = record.config.partition("(")[0], record.layers
             try:
@@ -134,7 +140,7 @@ def own(folder: str | pathlib.Path) -> list[Row]:
             kv = _flag(record, "kv_dtype", "bf16")
             shape = dataclasses.replace(shape, num_layers=count)
             load = shape.load("trit2", embedding=table, head=table, kv=kv)
-            row = _own_row(record, load, path.relative_to(folder), name)
+            row = _own_row(record, load, path.relative_to(folder), path.parent.name, name)
             found.setdefault((path, name, count, record.context, table, kv), []).append(row)
     return [_median(rows) for rows in found.values()]
 
@@ -153,7 +159,7 @@ def _decodes(path: pathlib.Path) -> list[Record]:
             values = json.loads(line)
             if not isinstance(values, dict):
                 raise ValueError(f"expected an object, found {type(values).__name__}")
-            if values.get("phase") != "decode" or values.get("backend") != "cpu":
+            if values.get("phase") != "decode" or values.get("backend") not in KERNELS:
                 continue
             record = Record.from_dict(values)
         except (ValueError, UsageError) as error:
@@ -165,7 +171,7 @@ def _decodes(path: pathlib.Path) -> list[Record]:
     return records
 
 
-def _own_row(record: Record, load: Load, file: pathlib.Path, model: str) -> Row:
+def _own_row(record: Record, load: Load, file: pathlib.Path, machine: str, model: str) -> Row:
     # What the cache holds halfway through the new tokens.
     held = record.context - record.metrics.get("generated_tokens", 0) / 2
     bound = roofline.decode_step(
@@ -177,7 +183,7 @@ def _own_row(record: Record, load: Load, file: pathlib.Path, model: str) -> Row:
     )
     return Row(
         source=str(file),
-        device=file.parts[0],
+        device=machine,
         model=model,
         weights="trit2",
         layers=record.layers,
@@ -187,6 +193,7 @@ def _own_row(record: Record, load: Load, file: pathlib.Path, model: str) -> Row:
         bound_tokens_per_s=bound.tokens_per_s,
         operations=2 * roofline.step_macs(load, context=held),
         intensity=roofline.intensity(load, batch=record.batch, context=held),
+        kind="our own",
     )
 
 

@@ -55,6 +55,7 @@ class Workload:
             head_dtype=self.head_dtype,
             available_bytes=available,
             layout=layout,
+            fused=cost.fuses(device, self.backend),
         )
 
     def tokens(self, config: ModelConfig):

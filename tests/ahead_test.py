@@ -1,4 +1,4 @@
-"""A split model's decode step as a compiler for H200s sees it: bytes and exchanges as planned."""
+"""A model's programs as a compiler for H200s sees them: bytes and exchanges as planned."""
 
 import os
 import re
@@ -7,8 +7,11 @@ import sys
 
 import pytest
 
-from ternax import collectives
+from ternax import ahead, collectives
+from ternax.errors import UsageError
+from ternax.experiments import plan
 from ternax.kernels import aot
+from ternax.record import read_records
 from tests import split
 
 
@@ -29,6 +32,52 @@ def test_a_decode_step_compiles_for_four_h200():
     assert compiled - planned == 4 + 1 + 8 + 4
 
 
+@pytest.mark.skipif(bool(aot.why_not()), reason=aot.why_not() or "")
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_plan_takes_the_compilers_word(devices, tmp_path):
+    """Arguments as planned, temporaries and collectives in the record: one GPU, and a split."""
+    words = ["--config=1b", "--device=h200", f"--devices={devices}", "--context=256", "--compile"]
+    command = [sys.executable, "-m", "experiments.plan", *words, f"--output_dir={tmp_path}"]
+    done = subprocess.run(
+        command, cwd=split.ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""}
+    )
+    assert done.returncode == 0, done.stderr
+    m = read_records(tmp_path / "results.jsonl")[0].metrics
+    # Norms and the cache's counters are copied, not split: 1/500 of what a device of four holds.
+    held = m["device_memory_bytes"] - m["activations_bytes"]
+    assert m["compiled_argument_bytes"] == pytest.approx(held, rel=3e-3)
+    assert m["activations_bytes"] == max(m["compiled_prefill_bytes"], m["compiled_decode_bytes"])
+    # Of each layer two sums and two maxima; the embedded rows, and the gathered logits.
+    assert m["collectives"] == (0 if devices == 1 else 4 * 16 + 2)
+    assert ("no collectives" in done.stdout) == (devices == 1)
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--device=l40s"], "--device must be one of h100-sxm, h200-sxm, found l40s"),
+        (["--scheme=nvfp4"], "--scheme must be one of trit2"),
+        (["--tables=q6_k"], "--tables must be one of fp16"),
+        (["--kv=fp8"], "--kv must be one of fp16"),
+        (["--config=mistral-24b"], "--compile compiles one model"),
+        (["--batch=1,2"], "--compile compiles one model"),
+        (["--objective=cost"], "--compile compiles one model"),
+    ],
+)
+def test_what_cannot_be_compiled(flags, says, tmp_path, capsys):
+    assert plan.main([*flags, "--compile", f"--output_dir={tmp_path}"]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_machine_without_the_compiler_says_what_it_needs(tmp_path, capsys):
+    with pytest.raises(UsageError, match="device must be one of .*h200.*, found 'l40s'"):
+        ahead.mesh_of("l40s", {"tensor": 1})
+    if reason := aot.why_not():
+        assert plan.main(["--config=1b", "--compile", f"--output_dir={tmp_path}"]) == 2
+        err = " ".join(capsys.readouterr().err.split())
+        assert f"error: cannot compile ahead of time here: {reason}" in err
+
+
 def test_exchanges_of_a_gpu_program():
     """As XLA:GPU writes them: some are started and awaited, some are not."""
     body = 'metadata={op_name="jit(decode)/while/body/while/body/psum"}'
@@ -44,4 +93,18 @@ def test_exchanges_of_a_gpu_program():
         collectives.Collective("all-reduce", 32768, 3),
         collectives.Collective("all-gather", 384, 1),
         collectives.Collective("all-reduce", 4, 3),
+    ]
+
+
+def test_exchanges_outside_the_loops_count_once():
+    text = """
+      %a = f32[8]{0} all-reduce(%x), replica_groups={{0,1}}
+      %b = (f32[4], f32[8]) all-gather-start(%y), dimensions={0}
+      %c = f32[8] all-gather-done(%b)
+      %d = f32[8] add(%a, %c), metadata={op_name="all-reduce"}
+    """
+    found = collectives.of_program(text, layers=3)
+    assert [(one.kind, one.nbytes, one.times) for one in found] == [
+        ("all-gather", 32, 1),
+        ("all-reduce", 32, 1),
     ]

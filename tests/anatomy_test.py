@@ -1,14 +1,21 @@
 """Counts from a shape against the abstract model's, and against published numbers."""
 
+import dataclasses
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 
-from ternax import configs, cost
+from ternax import configs, cost, engine
 from ternax.anatomy import Shape
 from ternax.errors import UsageError
 from ternax.formats import FORMATS, get_format
+from ternax.kernels.backends import BACKENDS
+from ternax.nn.cache import init_cache
+from ternax.random_weights import abstract_model
 
 PLANNED = ("tiny-llama", "1b", "70b", "bitnet-2b4t", "bitnet-3b")
 
@@ -51,6 +58,34 @@ def test_an_int8_cache_is_the_plans():
     planned = cost.plan("1b", kv_dtype="int8", context=64)
     found = Shape.of(configs.get_config("1b")).kv_bytes_per_token("int8")
     assert 0 <= planned.load.kv_bytes_per_token - found < 1
+
+
+@pytest.mark.parametrize(
+    "name, batch, prompt",
+    [
+        ("tiny-llama", 2, 300),
+        ("tiny-llama", 1, 40),
+        ("tiny-bitnet", 3, 200),
+        ("tiny-bitnet", 90, 2),
+    ],
+)
+def test_temporaries_are_the_compilers(name, batch, prompt):
+    """What XLA allocates for prefill beside weights and cache, to the byte but for a few scalars;
+    codes that the library keeps are its own."""
+    if reason := BACKENDS["cpu"].why_not("cpu", None, None):
+        pytest.skip(reason)
+    config = dataclasses.replace(configs.get_config(name), max_context=512)
+    graph, leaves = nnx.split(abstract_model(config, backend="cpu"))
+    cache = jax.eval_shape(lambda: init_cache(config, batch, prompt + 8))
+    keys = jax.eval_shape(lambda: engine.row_keys(0, batch))
+    tokens = jax.ShapeDtypeStruct((batch, prompt), jnp.int32)
+    lowered = engine.prefill.lower(engine.Program(graph), leaves, tokens, cache, keys)
+    found = lowered.compile().memory_analysis().temp_size_in_bytes
+    shape = Shape.of(config)
+    codes = 2 * batch * prompt * shape.intermediate_size
+    expected = shape.activation_bytes(batch, prompt, prompt + 8, fused=True) - codes
+    assert found == pytest.approx(expected, rel=0.01, abs=4096)
+    assert expected + codes < shape.activation_bytes(batch, prompt, prompt + 8)
 
 
 def test_published_sizes():

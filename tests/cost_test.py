@@ -178,6 +178,16 @@ def test_prompts_shorter_than_the_context_need_fewer_activations():
     assert short.bytes | {"activations": 0} == whole.bytes | {"activations": 0}
 
 
+def test_a_projection_that_is_one_call_needs_fewer_activations():
+    composed, fused = plan(context=256), plan(context=256, fused=True)
+    assert fused.bytes["activations"] < composed.bytes["activations"] / 2
+    assert fused.bytes | {"activations": 0} == composed.bytes | {"activations": 0}
+    # Floats, and inputs that stay floats, have no such call.
+    for other in (dict(scheme="none"), dict(inputs="none")):
+        config = dataclasses.replace(BITNET, **other)
+        assert cost.plan(config, fused=True) == cost.plan(config)
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [

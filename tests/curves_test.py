@@ -87,19 +87,24 @@ def test_a_depth_that_was_not_run_has_no_reference_and_noise_no_rate():
 
 
 def test_a_size_is_predicted_by_the_others():
-    steps = {"1b": (10e-3, 0.5), "3b": (30e-3, 0.8), "8b": (80e-3, 0.6)}
-    records = [
-        r
-        for name, (t, share) in steps.items()
-        for r in rounds("size", name, t, config=name, bound=1 / t / share)
-    ]
-    found = curves.curves(sweep(("size", ("1b", "3b", "8b"))), records)
+    """Steps of bytes at 80 % of the bandwidth and 0.1 ms a layer; 70b is measured 5 % slower."""
+    made = {"1b": (8e-3, 16), "8b": (40e-3, 32), "70b": (300e-3, 80)}
+    records = []
+    for name, (bound, layers) in made.items():
+        t = (bound / 0.8 + 1e-4 * layers) * (1.05 if name == "70b" else 1)
+        records += rounds("size", name, t, config=name, bound=1 / bound, layers=layers)
+    small, middle, large = curves.curves(sweep(("size", tuple(made))), records)
     # Steps of a round are off by its spread, the bound is not: the middle round counts.
-    shares = [r.metrics["share_of_bound"] for r in found]
-    assert shares == pytest.approx([0.7, 0.55, 0.65])
-    errors = [r.metrics["prediction_error"] for r in found]
-    assert errors == pytest.approx([0.7 / 0.5 - 1, 0.55 / 0.8 - 1, 0.65 / 0.6 - 1])
-    assert {r.kind for r in found} == {"predicted"}
+    m = large.metrics
+    assert m["efficiency_share"] == pytest.approx(0.8) and m["fixed_ms"] == pytest.approx(8)
+    assert m["prediction_error"] == pytest.approx(0.05)
+    assert m["tokens_per_s"] == pytest.approx(1 / (0.3 / 0.8 + 8e-3))
+    for found in (small, middle, large):
+        m = found.metrics
+        assert found.kind == "predicted" and abs(m["prediction_error"]) < 0.1
+        assert m["share_of_bound"] == pytest.approx(m["tokens_per_s"] / m["bound_tokens_per_s"])
+        expected = m["tokens_per_s"] / m["reference_tokens_per_s"] - 1
+        assert m["prediction_error"] == pytest.approx(expected)
 
 
 def test_batches_have_multipliers_and_a_knee():

@@ -138,15 +138,20 @@ def test_the_inverse():
 
 
 def test_an_efficiency_says_where_it_comes_from():
-    def row(device, share):
-        return Row("a page", device, "8b", "trit2", 32, 1, 10, share * 50, 50.0, 1.0, 1.0)
+    def row(device, share, kind="published"):
+        return Row("a page", device, "8b", "trit2", 32, 1, 10, share * 50, 50.0, 1.0, 1.0, kind)
 
     rows = [row("l40s", 0.4), row("l40s", 0.6), row("b200", 0.9)]
     assert planner.calibrated(get_device("l40s"), rows) == Efficiency(
-        0.5, "median of 2 published rates on l40s"
+        0.5, "median of 2 rates, published, on l40s"
     )
     other = planner.calibrated(get_device("h100"), rows)
-    assert (other.share, other.source) == (0.6, "median of 3 published rates on other devices")
+    assert (other.share, other.source) == (0.6, "median of 3 rates, published, on l40s, b200")
+    mine = planner.calibrated(get_device("h100"), [*rows, row("a-cpu", 0.8, "our own")])
+    assert mine.source == "median of 4 rates, published and our own, on l40s, b200, a-cpu"
+    # A memory that was slower when it was read beside: no share of a limit is above 1.
+    fast = planner.calibrated(get_device("h100"), [row("run", 1.2, "our own")], "runs")
+    assert fast == Efficiency(1.0, "median of one rate, in runs, on run")
     with pytest.raises(UsageError, match="give --efficiency"):
         planner.calibrated(get_device("h100"), [])
 

@@ -508,7 +508,7 @@ def interrupt_at(monkeypatch, module, name, count):
         ("ternax.random_weights", "_fill", 2, "create", 0),
         ("ternax.engine", "row_keys", 1, "compile", 0),
         ("ternax.engine", "DecodeState", 1, "compile", 1),
-        ("ternax.steps", "init_cache", 4, "prefill", 2),  # compile, the cold run, two warm ones
+        ("ternax.sharding", "fetch", 3, "prefill", 2),  # the cold run, two warm ones
         (None, None, None, "decode", 3),  # at the third report of progress
     ],
     ids=["create", "compile", "between-compiles", "prefill", "decode"],

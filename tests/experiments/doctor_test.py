@@ -367,4 +367,5 @@ def test_an_older_flax_floor_is_not_told_twice():
 
 def test_plans_are_those_of_the_planner(found):
     one = next(plan for plan in found.plans if plan.config.name == "8b")
-    assert one == cost.plan("8b", context=512, available_bytes=one.available_bytes)
+    fused = cost.fuses()
+    assert one == cost.plan("8b", context=512, available_bytes=one.available_bytes, fused=fused)

@@ -1,5 +1,6 @@
 """`experiments.plan` as a user runs it."""
 
+import pathlib
 import re
 import resource
 import subprocess
@@ -8,9 +9,11 @@ import time
 
 import pytest
 
-from ternax import drawing, plan_table
+from ternax import drawing, plan_table, validation
 from ternax.experiments import plan
 from ternax.record import read_records
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_one_layout_is_told_and_kept(tmp_path, capsys):
@@ -29,10 +32,33 @@ def test_one_layout_is_told_and_kept(tmp_path, capsys):
     assert sum(m[f"{part}_bytes"] for part in parts) == pytest.approx(m["device_memory_bytes"])
     assert m["mbu_share"] == pytest.approx(m["efficiency_share"], rel=1e-2)
     assert m["usd_per_million_tokens"] == pytest.approx(1.4 / 3600 / told * 1e6, rel=5e-3)
-    assert "published rates" in record.note and "RunPod" in record.note
+    assert "published and our own, on dgx-spark" in record.note and "RunPod" in record.note
     for name in ("results.json", "results.csv", "report.md"):
         assert (tmp_path / name).stat().st_size
     assert (tmp_path / "plan.png").exists() == bool(drawing.pyplot())
+
+
+def test_the_users_own_records_calibrate(tmp_path, capsys):
+    """A folder called like the device counts for it; else all there is, in a run's folder too."""
+    run = tmp_path / "mine" / "h100-sxm"
+    run.mkdir(parents=True)
+    lines = (ROOT / "results" / "cpu-zen5" / "compare-8b.jsonl").read_text().splitlines()
+    ours = [line for line in lines if '"backend": "cpu"' in line]
+    (run / "results.jsonl").write_text("\n".join(ours) + "\n")
+    shares = []
+    for folder, device in ((run, "l40s"), (run.parent, "h100"), (run.parent, "l40s")):
+        out = tmp_path / f"out{len(shares)}"
+        flags = ["--config=8b", f"--device={device}", f"--calibrate={folder}"]
+        assert plan.main([*flags, f"--output_dir={out}"]) == 0
+        (record,) = read_records(out / "results.jsonl")
+        assert f"one rate, in {folder}, on h100-sxm" in record.note
+        shares.append(record.metrics["efficiency_share"])
+    assert shares == [pytest.approx(validation.own(run)[0].efficiency)] * 3
+    for folder in (tmp_path / "none", tmp_path):
+        assert plan.main([f"--calibrate={folder}"]) == 2
+        assert "expected records of decoding" in capsys.readouterr().err
+    assert plan.main(["--efficiency=0.5", f"--calibrate={run}"]) == 2
+    assert "say the same" in capsys.readouterr().err
 
 
 def test_the_catalogue_is_ranked_alike_each_time(tmp_path, capsys):

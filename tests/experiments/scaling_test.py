@@ -1,12 +1,15 @@
 """experiments.scaling as a user runs it."""
 
+import dataclasses
 import json
 
 import pytest
 
-from ternax import drawing
+from ternax import curves, drawing
 from ternax.experiments import scaling
 from ternax.record import read_records
+from ternax.sweep import Axis, Sweep
+from tests import curves_test
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +66,31 @@ def test_refusals_come_before_anything_runs(tmp_path, capsys):
         not (tmp_path / "out" / "results.jsonl").exists()
         or not (tmp_path / "out" / "results.jsonl").read_bytes()
     )
+
+
+def test_a_grid_of_sizes_is_summed_up_within_the_screen():
+    """Twelve rows with planned beside peak memory, then the worst of both predictions."""
+    names, prompts = ("1b", "bitnet-2b4t", "bitnet-700m", "8b"), ("16", "512", "2048")
+    study = Sweep((Axis("size", names), Axis("prompt", prompts)), ())
+    made = [
+        curves_test.point(
+            (("size", name), ("prompt", prompt)),
+            (bound := 1e-2 * (i + 1)) / 0.8 + 1e-4 * (16 + 8 * i),
+            1,
+            config=name,
+            bound=1 / bound,
+            layers=16 + 8 * i,
+        )
+        for i, name in enumerate(names)
+        for prompt in prompts
+    ]
+    told = {"ttft_ms": 12345.0, "prefill_tokens_per_s": 1234.0}
+    made = [dataclasses.replace(r, metrics=r.metrics | told) for r in made]
+    shown = scaling.screen(study, [*made, *curves.curves(study, made)])
+    rows = [line for line in shown if line.startswith("  size ")]
+    assert len(rows) == 12 and all(line.endswith("+3.0 %") for line in rows)
+    assert max(map(len, shown)) <= 100
+    assert shown[1].split()[-3:] == ["GiB", "planned", "error"]
+    assert sum("80 % of the bandwidth, a = " in line for line in shown) == 12
+    assert any(line.startswith("sizes: 12 predicted by the others, worst") for line in shown)
+    assert "measured peak of 12 points, worst +3.0 %" in shown[-1]

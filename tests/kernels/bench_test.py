@@ -26,6 +26,8 @@ def test_names_become_shapes():
     whole = bench.find_shapes("1b")
     assert [(k, n) for _, k, n, _ in whole] == list(SHAPES["1b"].values())
     assert whole[-1] == ("1b:head", 2048, 128256, "int8")
+    assert bench.find_shapes("2b4t") == bench.find_shapes("bitnet-2b4t")
+    assert bench.find_shapes("2b4t:o") == [("bitnet-2b4t:o", 2560, 2560, "trit2")]
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,7 @@ def test_names_become_shapes():
     [
         (["--shapes=71b"], "expected KxN, or one of tiny-llama.*found '71b'"),
         (["--shapes=70b:up"], "part among qkv, o, gate_up, down, head; found '70b:up'"),
+        (["--shapes=70b:"], "found '70b:'"),
         (["--shapes=0x5"], "found '0x5'"),
         (["--shapes="], "found ''"),
         (["--backend=nope"], "no backend is named 'nope'; there are: .*reference"),
