@@ -50,7 +50,8 @@ class Target:
       name: "layers.*.mlp.up", or "embedding", "head".
       node: the module that holds it.
       first, width: its rows among the node's, which may hold several fused.
-      layers: which layers are selected; (0,) where there is no stack.
+      layers: which layers of the stack are selected; (0,) where there is no stack.
+      first_layer: the model's number of the stack's first layer.
     """
 
     name: str
@@ -58,9 +59,14 @@ class Target:
     first: int
     width: int
     layers: tuple[int, ...]
+    first_layer: int = 0
+
+    def numbers(self) -> list[int]:
+        """The selected layers, as the model counts them."""
+        return [self.first_layer + layer for layer in self.layers]
 
     def names(self) -> list[str]:
-        return [self.name.replace("*", str(layer)) for layer in self.layers]
+        return [self.name.replace("*", str(number)) for number in self.numbers()]
 
 
 def perturb(
@@ -130,7 +136,7 @@ def targets(model: Decoder) -> Iterator[Target]:
         start = first.get(id(linear), 0)
         width = dict(linear.parts)[name.rpartition(".")[2]]
         first[id(linear)] = start + width
-        yield Target(name, linear, start, width, layers)
+        yield Target(name, linear, start, width, layers, model.first_layer)
     for name in ("embedding",) if model.config.tie_embeddings else ("embedding", "head"):
         table = getattr(model, name)
         yield Target(name, table, 0, table.shape[1], (0,))
@@ -153,8 +159,10 @@ def selected(model: Decoder, select: str, layers: range | None = None) -> list[T
         names += target.names()
         kept = tuple(
             layer
-            for layer, name in zip(target.layers, target.names(), strict=True)
-            if pattern.fullmatch(name) and (layers is None or layer in layers)
+            for layer, number, name in zip(
+                target.layers, target.numbers(), target.names(), strict=True
+            )
+            if pattern.fullmatch(name) and (layers is None or number in layers)
         )
         if kept:
             found.append(dataclasses.replace(target, layers=kept))
@@ -205,7 +213,7 @@ def _layer_keys(key, target: Target) -> jax.Array:
     named = tensor_key(key, target.name)
     if "*" not in target.name:
         return named[None]
-    return jax.vmap(jax.random.fold_in, (None, 0))(named, jnp.asarray(target.layers))
+    return jax.vmap(jax.random.fold_in, (None, 0))(named, jnp.asarray(target.numbers()))
 
 
 # --- Trits and packed bits -------------------------------------------------------------------
@@ -334,15 +342,16 @@ def _strike_weights(chosen: list[Target], noise, key, rows: float) -> dict[str, 
             if layer not in target.layers:
                 continue
             part = slice(target.first, target.first + target.width)
-            own = jax.random.fold_in(tensor_key(key, target.name), layer)
+            number = target.first_layer + layer
+            own = jax.random.fold_in(tensor_key(key, target.name), number)
             noisy, count = apply(noise.with_strength(0.0), own, units[..., part], noise.strength)
             if rows < 1:
-                number = jnp.arange(target.width, dtype=jnp.uint32)
-                exposed = below(draws(key_words(own), number, 0, ROWS), rows)
+                row = jnp.arange(target.width, dtype=jnp.uint32)
+                exposed = below(draws(key_words(own), row, 0, ROWS), rows)
                 noisy = jnp.where(exposed, noisy, units[..., part])
                 count = jnp.sum(noisy != units[..., part])
             units = units.at[..., part].set(noisy)
-            counts[target.name.replace("*", str(layer))] = int(count)
+            counts[target.name.replace("*", str(number))] = int(count)
         floats[layer, 0] = np.asarray((units * gain + shift).sum(axis=0).T)
     linear.data.set_value(float_to_bits(jnp.asarray(floats), "f32"))
     linear.scale.set_value(jnp.ones((layers, 1, 1, 1), jnp.float32))
@@ -383,6 +392,7 @@ def _wrap(model: Decoder, noise: ReadNoise, key, chosen: list[Target]) -> None:
             strength = np.zeros(count, np.float32)
             strength[list(mine[0].layers)] = noise.strength
             named = tensor_key(key, f"layers.*.{branch}.{name}")
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(named, jnp.arange(count))
+            numbers = model.first_layer + jnp.arange(count)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(named, numbers)
             words = jax.vmap(key_words)(keys)
             setattr(module, name, NoisyLinear(linear, noise, words, jnp.asarray(strength)))

@@ -100,6 +100,7 @@ METRICS: dict[str, Metric] = {
     "kl_bits": Metric("bits/token", "mean divergence from the reference's distribution"),
     "kl_bits_low": Metric("bits/token", "lower end of its 95 % interval over the text"),
     "kl_bits_high": Metric("bits/token", "upper end of that interval"),
+    "hidden_cosine": Metric("", "cosine of a token's last state and the clean model's, mean"),
     "logit_cosine": Metric("", "mean cosine between a token's logits and the reference's"),
     "sequences": Metric("count", "sequences evaluated"),
     "scored_tokens": Metric("tokens", "targets of all sequences"),

@@ -60,7 +60,7 @@ LAYERS = (
         "ternax.shapes",
     ),
     ("ternax.levers", "ternax.noise", "ternax.page", "ternax.validation"),
-    ("ternax.planner",),
+    ("ternax.noise_table", "ternax.planner"),
     ("ternax.plan_table",),
     ("ternax.quant",),
     ("ternax.nn",),
@@ -74,7 +74,7 @@ LAYERS = (
     ("ternax.checkpoint.box",),
     ("ternax.engine", "ternax.cost", "ternax.evaluate"),
     ("ternax.compiled", "ternax.placement", "ternax.run_folder"),
-    ("ternax.robustness", "ternax.train"),
+    ("ternax.robustness", "ternax.train", "ternax.untrained"),
     ("ternax.noise_study", "ternax.training"),
     ("ternax.dispatch", "ternax.harness", "ternax.workload"),
     ("ternax.ahead", "ternax.steps"),
@@ -100,6 +100,7 @@ SHARED_BY_EXPERIMENTS = {
     "ternax.experiments.mesh_flag",
     "ternax.experiments.progress",
     "ternax.experiments.scheme_card",
+    "ternax.experiments.untrained_table",
 }
 # They run code from data, or weigh more than everything here together.
 BANNED_IMPORTS = {
