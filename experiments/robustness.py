@@ -69,7 +69,12 @@ def robustness_flags(define):
     define.number(
         "rows", 1.0, "share of each matrix's outputs that can be struck", lower=0, upper=1
     )
-    define.boolean("no_sensitivity", "leave out each projection's, and the predicted rise in loss")
+    define.boolean("no_sensitivity", "leave out each projection struck alone")
+    define.boolean("no_forecast", "leave out the predicted rise in loss, and budgets")
+    define.boolean("controls", "each point again: at other places, Gaussian, in another order")
+    define.number(
+        "protect", 0.0, "each point again with that share of weights kept clean", lower=0, upper=1
+    )
     define.section("Text")
     define.string("text", "heldout", "a UTF-8 file; heldout comes with ternax", form="FILE")
     define.integer("sequences", 64, "taken evenly from the text", lower=1)
@@ -129,6 +134,9 @@ def robustness(args) -> None:
         select=args.select,
         rows=args.rows,
         sensitivity=not args.no_sensitivity,
+        forecast=not args.no_forecast,
+        controls=args.controls,
+        protect=args.protect,
         text=f"{source.origin}; {text.source}, sha256 {text.sha256[:16]}",
         flags_text=args.command_line,
     )
@@ -183,6 +191,7 @@ COMMAND = flags.Command(
         ("--noise=bitflip --noise=stuck,at=1", "two noises on the model in the box"),
         ("--config=DIR --strengths=0.001,0.01 --draws=10", "rates of your own, a saved model"),
         (r"--noise=gaussian '--select=layers\.0\..*'", "the first layer alone"),
+        ("--controls --protect=0.05 --noise=bitflip", "what else costs as much, what helps"),
         ("--preset=table", "what published tables show: random matrices, closed form beside"),
     ),
 )

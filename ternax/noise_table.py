@@ -10,38 +10,46 @@ WIDTH = 100
 
 LEGEND = textwrap.wrap(
     "rise: bits per byte more than clean, mean of draws +- half its 95 % interval over draws; in "
-    "brackets its interval over the text. Predicted from each projection's plug-in cosine and "
-    "measured sensitivity. cos: of a projection's clean and noisy outputs on real inputs, mean of "
-    "projections: measured, predicted from the layer's own weights and inputs (plug-in), predicted "
-    "for random symmetric ones (closed form). top-1: likeliest byte as without noise. Sensitivity: "
-    "bits per byte for an error as strong as the projection's outputs.",
+    "brackets its interval over the text. Predicted from gradients, by what the noise does to "
+    "weights or inputs in the mean; where errors are large, along the curve of Gaussian weights. "
+    "cos: of a projection's clean and noisy outputs on real inputs, mean of projections: measured, "
+    "predicted from the layer's own weights and inputs (plug-in), predicted for random symmetric "
+    "ones (closed form). top-1: likeliest byte as without noise.",
     WIDTH,
 )
 
 
 def lines(records: list[Record]) -> list[str]:
     """Everything on a screen."""
-    return [*table(records), "", *tolerances(records), *alone(records), "", *LEGEND]
+    parts = (table, tolerances, budgets, alone, controls)
+    found = [line for part in parts for line in part(records)]
+    return [*found, "", *LEGEND]
 
 
 def table(records: list[Record]) -> list[str]:
     """A line a noise and strength."""
-    lines = [
-        f"{'noise':23} {'strength':>8} {'rise':>15} {'over the text':>15} {'predict':>7} "
-        f"{'cos':>6} {'plug-in':>7} {'closed':>6} {'top-1':>5}"
+    out = [
+        f"{'noise':22} {'strength':>8} {'rise':>15} {'over the text':>14} {'predict':>7} "
+        f"{'cos':>5} {'plug-in':>7} {'closed':>6} {'top-1':>5}"
     ]
     predicted = {r.note: r.metrics for r in records if r.kind == "predicted"}
     for record in records:
         m, p = record.metrics, predicted.get(record.note, {})
-        if record.kind != "measured" or "noise_draws" not in m or "noise_strength" not in m:
+        if record.kind != "measured" or not {"noise_draws", "noise_strength"} <= m.keys():
             continue
-        lines.append(
-            f"{title(record):23.23} {m['noise_strength']:>8g} {spread(m):>15} {over_text(m):>15} "
-            f"{cell(p, 'bits_per_byte_rise', 7)} {cell(m, 'product_cosine', 6)} "
+        if is_control(record):
+            continue
+        out.append(
+            f"{title(record):22.22} {m['noise_strength']:>8g} {spread(m):>15} {over_text(m):>14} "
+            f"{cell(p, 'bits_per_byte_rise', 7)} {cell(m, 'product_cosine', 5, 3)} "
             f"{cell(p, 'product_cosine', 7)} {cell(p, 'product_cosine_closed_form', 6)} "
             f"{cell(m, 'top1_agreement', 5, 3)}".rstrip()
         )
-    return lines
+    return out
+
+
+def is_control(record: Record) -> bool:
+    return ": " in title(record)
 
 
 def title(record: Record) -> str:
@@ -72,13 +80,53 @@ def over_text(metrics: dict) -> str:
 
 
 def tolerances(records: list[Record]) -> list[str]:
-    """The headline: which strength costs 0.05 and 0.2 bits per byte."""
-    lines = [f"{'strength tolerated':32} {'for 0.05 bits/byte':>31} {'for 0.2':>31}"]
+    """The headline: which strength costs 0.05 and 0.2 bits per byte; and the area under top-1."""
+    out = ["", f"{'strength tolerated':28} {'for 0.05 bits/byte':>27} {'for 0.2':>27} {'top-1':>6}"]
     for record in records:
-        if "noise_draws" in record.metrics and "noise_strength" not in record.metrics:
-            cells = [tolerated(record.metrics, name) for name in ("005", "020")]
-            lines.append(f"{title(record):32} {cells[0]:>31} {cells[1]:>31}")
-    return lines
+        m = record.metrics
+        if "noise_draws" in m and "noise_strength" not in m:
+            cells = [tolerated(m, name) for name in ("005", "020")]
+            out.append(
+                f"{title(record):28.28} {cells[0]:>27} {cells[1]:>27} {cell(m, 'top1_area', 6, 3)}"
+            )
+    return out
+
+
+def budgets(records: list[Record]) -> list[str]:
+    """What may be spent, foreseen: the model's strength, and the frailest projection's at an equal
+    share; with SECDED, or until a refresh."""
+    found = [r for r in records if r.kind == "predicted" and ": budget for " in r.note]
+    if not found:
+        return []
+    out = ["", f"{'budget, predicted':22} {'loss':>5} {'model':>9} {'frailest projection':>32}"]
+    for record in found:
+        m, (loss, names) = record.metrics, _budget(record)
+        name = next(key for key in ("tolerated_005", "tolerated_020") if key in m)
+        line = f"{title(record).partition(' on ')[0]:22.22} {loss:>5} {m[name]:>9.3g}"
+        if record.samples:
+            least = min(record.samples)
+            line += f" {names[record.samples.index(least)]:>21} {least:>10.3g}"
+        if f"{name}_secded" in m:
+            line += f"; {m[f'{name}_secded']:.3g} with SECDED"
+        seconds = m.get(f"refresh_{name[-3:]}_s")
+        if seconds is not None:
+            line += f"; refresh after {duration(seconds)}"
+        out.append(line)
+    return out
+
+
+def _budget(record: Record) -> tuple[str, list[str]]:
+    """(loss, projections) of a budget's note."""
+    words = record.note.partition("; study: ")[0].partition(": budget for ")[2]
+    return words.partition(" ")[0], words.rpartition("shares: ")[2].split(", ")
+
+
+def duration(seconds: float) -> str:
+    """ "3.2 days" and the like."""
+    for unit, size in (("years", 31557600), ("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
 
 
 def alone(records: list[Record]) -> list[str]:
@@ -87,13 +135,39 @@ def alone(records: list[Record]) -> list[str]:
     if not found:
         return []
     found.sort(key=lambda record: -record.metrics["bits_per_byte_rise"])
+    predicted = {r.note: r.metrics for r in records if r.kind == "predicted"}
     strength = found[0].metrics["noise_strength"]
-    lines = ["", f"{f'gaussian at {strength:g} on one alone':32} {'rise':>16} {'sensitivity':>12}"]
+    head = f"gaussian at {strength:g} on one alone"
+    out = ["", f"{head:32} {'rise':>16} {'predict':>8} {'sensitivity':>12}"]
     for record in found:
         name = record.note.split(" on ", 1)[1].split(" ", 1)[0]
-        m = record.metrics
-        lines.append(f"{name:32} {spread(m):>16} {m['sensitivity']:>12.4f}")
-    return lines
+        m, p = record.metrics, predicted.get(record.note, {})
+        out.append(
+            f"{name:32} {spread(m):>16} {cell(p, 'bits_per_byte_rise', 8)} "
+            f"{m['sensitivity']:>12.4f}"
+        )
+    return out
+
+
+def controls(records: list[Record]) -> list[str]:
+    """Each point's controls under it."""
+    found = [r for r in records if is_control(r) and "noise_draws" in r.metrics]
+    if not found:
+        return []
+    points = {
+        (title(r), r.metrics.get("noise_strength")): r.metrics
+        for r in records
+        if r.kind == "measured" and "noise_draws" in r.metrics and not is_control(r)
+    }
+    out = ["", f"{'control':30} {'of':22} {'strength':>8} {'rise':>16} {'changed':>9} {'point':>9}"]
+    for record in found:
+        m, (name, spec) = record.metrics, title(record).split(": ", 1)
+        point = points.get((spec, m["noise_strength"]), {})
+        out.append(
+            f"{name:30.30} {spec:22.22} {m['noise_strength']:>8g} {spread(m):>16} "
+            f"{m['changed_count']:>9} {cell(point, 'bits_per_byte_rise', 9)}".rstrip()
+        )
+    return out
 
 
 def tolerated(metrics: dict, name: str) -> str:
