@@ -75,6 +75,9 @@ def robustness_flags(define):
     define.number(
         "protect", 0.0, "each point again with that share of weights kept clean", lower=0, upper=1
     )
+    define.section("Studies together")
+    define.strings("combine", "a finished study's folder, one a training seed", form="DIR")
+    define.strings("against", "the other arm's, in the same order of seeds", form="DIR")
     define.section("Text")
     define.string("text", "heldout", "a UTF-8 file; heldout comes with ternax", form="FILE")
     define.integer("sequences", 64, "taken evenly from the text", lower=1)
@@ -120,6 +123,8 @@ def robustness(args) -> None:
         raise UsageError("--profile_dir is for experiments.decode: nothing is timed here")
     if args.preset == "table":
         return table(args)
+    if args.combine or args.against:
+        return together(args)
     if args.layers is not None:
         raise UsageError("--layers is for --preset=table: a trained model is studied whole")
     mesh = mesh_flag.mesh_of(args)
@@ -165,6 +170,20 @@ def table(args) -> None:
     asked = untrained_table.table_of(args, strengths(args.strengths))
     with open_store(args.output_dir, "robustness", "untrained", "noise") as store:
         untrained_table.show(asked, store)
+    print(f"wrote {store.directory}/results.json")
+
+
+def together(args) -> None:
+    """--combine: several studies, see `noise_meta`."""
+    from ternax import noise_meta
+
+    if not args.combine:
+        raise UsageError("--against stands beside --combine, found it alone")
+    records = noise_meta.combine(args.combine, args.against)
+    with open_store(args.output_dir, "robustness", records[0].config, "together") as store:
+        for record in records:
+            store.append(record)
+        print("\n".join(noise_meta.lines(records)))
     print(f"wrote {store.directory}/results.json")
 
 

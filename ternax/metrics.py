@@ -180,6 +180,14 @@ METRICS: dict[str, Metric] = {
     "bits_per_byte_rise_high": Metric("bits/byte", "upper end of that interval"),
     "bits_per_byte_rise_text_low": Metric("bits/byte", "lower end of its interval over the text"),
     "bits_per_byte_rise_text_high": Metric("bits/byte", "upper end of that interval"),
+    "bits_per_byte_clean": Metric("bits/byte", "of the models without noise, mean of models"),
+    "models": Metric("count", "models whose studies were taken together"),
+    "rise_noise_error": Metric("bits/byte", "standard error that draws of the noise leave"),
+    "rise_text_error": Metric("bits/byte", "standard error that sequences of the text leave"),
+    "rise_training_error": Metric("bits/byte", "standard error that models leave, draws taken off"),
+    "rise_difference": Metric("bits/byte", "bits_per_byte_rise less the other arm's, seed by seed"),
+    "rise_difference_low": Metric("bits/byte", "lower end of its 95 % interval over models"),
+    "rise_difference_high": Metric("bits/byte", "upper end of that interval"),
     "top5_agreement": Metric("fraction", "the clean model's likeliest token is among five"),
     "first_divergence_tokens": Metric(
         "tokens", "greedy decode before it first differs from the clean model's, mean of prompts"

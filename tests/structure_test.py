@@ -79,7 +79,7 @@ LAYERS = (
     ("ternax.response", "ternax.training"),
     ("ternax.noise_forecast", "ternax.noise_point"),
     ("ternax.noise_controls", "ternax.noise_summary"),
-    ("ternax.noise_study",),
+    ("ternax.noise_meta", "ternax.noise_study"),
     ("ternax.dispatch", "ternax.harness", "ternax.workload"),
     ("ternax.ahead", "ternax.steps"),
     ("ternax.decoding", "ternax.speedtest"),
