@@ -49,7 +49,10 @@ def changed(first, second):
     return {name for name in one if not np.array_equal(one[name], two[name], equal_nan=True)}
 
 
-@pytest.mark.parametrize("spec", ["trit_resample,rate=0.1", "sign_flip,rate=0.3,unit=block"])
+@pytest.mark.parametrize(
+    "spec",
+    ["trit_resample,rate=0.1", "sign_flip,rate=0.3,unit=block", "stuck_cells,rate=0.1,repair=sign"],
+)
 def test_packed_words_are_struck_as_codes_are(clean, spec):
     noise = make_noise(spec)
     noisy, counts = ternax.perturb(clean, noise, KEY, copy=True)

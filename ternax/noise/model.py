@@ -46,6 +46,11 @@ class NoiseModel:
             legal = "lie in [0, 1]" if self.bounded else "be finite and at least 0"
             raise UsageError(f"noise {name} must {legal}, found {found!r}")
 
+    @property
+    def has_law(self) -> bool:
+        """Whether `moments` are known, if the class has them at all."""
+        return True
+
     @classmethod
     def strength_field(cls) -> str:
         """The name of the strength: "rate", "sigma", ..."""

@@ -29,6 +29,7 @@ SPECS = {
     "trit_other": ("unit=block,block=8",),
     "trit_resample": ("", "density=uniform,unit=column,block=16"),
     "stuck": ("at=1", "at=-1,unit=row,block=16"),
+    "stuck_cells": ("", "ones=0.2,repair=zero", "repair=sign"),
     "bitflip": (
         *(f"policy={name}" for name in ("zero", "saturate", "nearest", "detect", "raw")),
         *(f"storage={name}" for name in ("tq1_0", "tq2_0", "i2_s_arm")),
