@@ -23,6 +23,7 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 # Strengths that take a trained model from next to nothing to ruin, by what the noise strikes.
 STRENGTHS = {
     "scale_bits": (0.0001, 0.0003, 0.001, 0.003, 0.01),
+    "norm_bits": (0.0001, 0.0003, 0.001, 0.003, 0.01),
     "gaussian": (0.1, 0.2, 0.3, 0.45, 0.6),
     "read_gaussian": (0.1, 0.2, 0.3, 0.45, 0.6),
     "pcm": (1.0, 2.0, 3.0, 4.0, 6.0),

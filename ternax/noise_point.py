@@ -8,12 +8,12 @@ import jax
 
 from ternax import robustness
 from ternax.errors import UsageError
-from ternax.injection import EVERYTHING, check_domain, selected
 from ternax.measure import device_name
 from ternax.models import Decoder
 from ternax.noise import make_noise
 from ternax.record import Record, Store
 from ternax.robustness import Clean
+from ternax.targets import EVERYTHING, check_domain, selected
 
 HOW = "; study: "
 
@@ -71,7 +71,7 @@ def check(study: Study, model: Decoder) -> None:
     """UsageError where a pattern selects nothing, or a noise is on what the model does not have."""
     for spec, strengths in study.sweeps.items():
         noise = make_noise(spec, strength=strengths[0])
-        check_domain(noise, selected(model, study.select), study.rows)
+        check_domain(noise, selected(model, study.select, domain=noise.domain), study.rows)
 
 
 def check_folder(study: Study, clean: Clean, store: Store) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 
 from ternax import robustness
 from ternax.estimate import t_interval
-from ternax.injection import selected
 from ternax.noise import make_noise
 from ternax.noise.bits import PackedNoise
 from ternax.noise_forecast import PROBE, Forecast, before_secded
 from ternax.noise_point import Study, record, rises
 from ternax.record import Record
 from ternax.robustness import Clean
+from ternax.targets import selected
 
 # Bits per byte that a model may lose: the strength where it does is the headline.
 LOSSES = {"005": 0.05, "020": 0.2}
@@ -215,6 +215,8 @@ class Summary:
 
 def whole_trits(study: Study, clean: Clean) -> bool:
     """Whether products are foreseen: of whole projections, and only where all struck are trits."""
+    if any(make_noise(spec, strength=s[0]).domain == "norms" for spec, s in study.sweeps.items()):
+        return False
     names = [name for target in selected(clean.model, study.select) for name in target.names()]
     return study.rows == 1 and all(name in clean.codes for name in names)
 

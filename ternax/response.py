@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ternax import injection, taps
+from ternax import taps
 from ternax.evaluate import batches, log_softmax, of_targets
 from ternax.models import Decoder
 from ternax.nn.sensed import Nudge, SensedLinear
@@ -32,6 +32,7 @@ from ternax.noise.predict import has_moments
 from ternax.noise.reads import ReadNoise
 from ternax.noise.trits import TritNoise
 from ternax.robustness import Clean
+from ternax.targets import EVERYTHING, selected
 
 # Targets drawn for each token, and the edge of blocks that fail together.
 SAMPLES, BLOCK = 2, 16
@@ -322,7 +323,7 @@ def _node_of(name: str) -> str:
 def _parts(model: Decoder, node: str) -> list[tuple[str, slice, np.ndarray]]:
     """(name, columns of the node's outputs, f32 [L, 1 or N] scales) of each matrix of a node."""
     found = []
-    for target in injection.selected(model, injection.EVERYTHING):
+    for target in selected(model, EVERYTHING):
         for name in target.names():
             if _node_of(name) == node:
                 columns = slice(target.first, target.first + target.width)

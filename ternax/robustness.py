@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ternax import injection, taps
+from ternax import injection, taps, targets
 from ternax.engine import generate
 from ternax.errors import UsageError
 from ternax.estimate import Interval, t_interval
@@ -226,7 +226,7 @@ class Product:
 
 
 def products(
-    clean: Clean, noise: NoiseModel, keys: Sequence[jax.Array], select: str = injection.EVERYTHING
+    clean: Clean, noise: NoiseModel, keys: Sequence[jax.Array], select: str = targets.EVERYTHING
 ) -> Iterator[Product]:
     """Every projection selected, in turn, struck as `perturb` strikes it with each of `keys`."""
     for name, codes in clean.codes.items():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ternax import injection
+from ternax import targets
 from ternax.errors import UsageError
 from ternax.kernels.packing import float_to_bits, pack, unpack
 from ternax.models import Decoder
@@ -21,10 +21,10 @@ pack_codes = jax.jit(pack, static_argnums=1)
 unpack_codes = jax.jit(unpack, static_argnums=(1, 2))
 
 
-def trits(model: Decoder, select: str = injection.EVERYTHING) -> dict[str, np.ndarray]:
+def trits(model: Decoder, select: str = targets.EVERYTHING) -> dict[str, np.ndarray]:
     """ "layers.0.attn.q" -> int8 [K, N], of the selected projections in one plane of trits."""
     found = {}
-    for target in injection.selected(model, select):
+    for target in targets.selected(model, select):
         if target.node.format != "trit2" or target.node.packed.num_planes > 1:
             continue
         data = np.asarray(target.node.packed.data)
@@ -55,7 +55,7 @@ def relocated(clean: Decoder, noisy: Decoder, key: jax.Array) -> Decoder:
     return _with(noisy, lambda name: moved[name])
 
 
-def shuffled(model: Decoder, key: jax.Array, select: str = injection.EVERYTHING) -> Decoder:
+def shuffled(model: Decoder, key: jax.Array, select: str = targets.EVERYTHING) -> Decoder:
     """Every selected matrix with its own trits in random order."""
     found = {
         name: _random(key, name).permuted(w, axis=None) for name, w in trits(model, select).items()
@@ -66,8 +66,8 @@ def shuffled(model: Decoder, key: jax.Array, select: str = injection.EVERYTHING)
 def protected(clean: Decoder, noisy: Decoder, rows: dict[str, np.ndarray]) -> Decoder:
     """The noisy model with some outputs' weights as they were. rows: name -> bool [N]."""
     model = _apart(noisy)
-    mine = {target.name: target for target in injection.targets(model)}
-    for target in injection.selected(clean, injection.EVERYTHING):
+    mine = {target.name: target for target in targets.targets(model)}
+    for target in targets.selected(clean, targets.EVERYTHING):
         node, now = target.node, mine[target.name].node
         for layer, name in zip(target.layers, target.names(), strict=True):
             kept = target.first + np.flatnonzero(rows.get(name, np.zeros(0, bool)))
@@ -91,7 +91,7 @@ def _floats(node, layer: int, data, rows: np.ndarray):
 def _with(model: Decoder, codes_of: Callable[[str], np.ndarray | None]) -> Decoder:
     """A copy whose matrices hold `codes_of(name)`, int8 [K, N]; None leaves one as it is."""
     model = _apart(model)
-    for target in injection.targets(model):
+    for target in targets.targets(model):
         data = None
         for layer, name in zip(target.layers, target.names(), strict=True):
             codes = codes_of(name) if "*" in target.name else None

@@ -66,6 +66,7 @@ LAYERS = (
     ("ternax.nn",),
     ("ternax.models",),
     ("ternax.calibrate", "ternax.edit", "ternax.taps"),
+    ("ternax.targets",),
     ("ternax.convert",),
     ("ternax.random_weights",),
     ("ternax.injection",),

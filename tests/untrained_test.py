@@ -6,9 +6,9 @@ import pytest
 
 import ternax
 from ternax import configs, untrained
-from ternax.injection import targets
 from ternax.noise import make_noise
 from ternax.random_weights import random_layer, random_table
+from ternax.targets import targets
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-bitnet"])

@@ -18,6 +18,7 @@ NOISES: dict[str, type[NoiseModel]] = {
     "bitflip": bits.BitFlip,
     "byte_fault": bits.ByteFault,
     "scale_bits": bits.ScaleBits,
+    "norm_bits": bits.NormBits,
     # Analog weights.
     "gaussian": analog.Gaussian,
     "pcm": analog.Pcm,

@@ -15,6 +15,7 @@ DOMAINS = {
     "codes": "a quantizer's trits, int8 [..., K, N] in {-1, 0, +1}",
     "packed": "the bits that codes are stored in: a kernels.packing.Packed",
     "scale": "the bits that scales are stored in: f32 of any shape",
+    "norms": "the bits that weights of norms are stored in: f32 of any shape",
     "weights": "analog weights in units of the largest: f32 [..., K, N] in [-1, 1]",
     "inputs": "what a projection multiplies, one token a row: f32 [..., K]",
     "accumulator": "a projection's outputs in units of scale |x|: f32 [..., N]",
