@@ -1,10 +1,6 @@
 """`perturb`: noise on chosen weights of a model, by name, in place, without unpacking them."""
 
-import dataclasses
 import functools
-import re
-from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +8,13 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from ternax.configs import nearest
 from ternax.counter_hash import below
-from ternax.edit import check_whole, is_packed, packed_parts
+from ternax.edit import check_whole
 from ternax.errors import DoesNotFit, UsageError
-from ternax.kernels.packing import FLOAT_FORMATS, FORMATS, Packed, float_to_bits, unpack
+from ternax.kernels.packing import FORMATS, Packed, float_to_bits, unpack
 from ternax.measure import memory_available_bytes
 from ternax.models import Decoder
 from ternax.nn.read_noise import NoisyLinear
-from ternax.nn.table import PackedTable
-from ternax.noise.bits import PackedNoise
 from ternax.noise.model import NoiseModel, apply
 from ternax.noise.reads import ReadNoise
 from ternax.noise.words import (
@@ -36,31 +29,9 @@ from ternax.noise.words import (
 )
 from ternax.random_weights import tensor_key
 from ternax.table import binary
+from ternax.targets import EVERYTHING, Target, check_domain, selected
 
-# What a pattern selects if it does not say: every projection.
-EVERYTHING = r"layers\..*"
 _CHUNK_BYTES = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """One matrix of the model, or one stack of them.
-
-    Attributes:
-      name: "layers.*.mlp.up", or "embedding", "head".
-      node: the module that holds it.
-      first, width: its rows among the node's, which may hold several fused.
-      layers: which layers are selected; (0,) where there is no stack.
-    """
-
-    name: str
-    node: Any  # PackedLinear, PackedTable or NoisyLinear
-    first: int
-    width: int
-    layers: tuple[int, ...]
-
-    def names(self) -> list[str]:
-        return [self.name.replace("*", str(layer)) for layer in self.layers]
 
 
 def perturb(
@@ -82,12 +53,13 @@ def perturb(
       model: packed. Its packed leaves are donated: it is the model returned, and what was
         clean is gone.
       noise: of NOISES or your own. On trits and packed bits, chunks are struck in place, with no
-        second copy. On scales, the few floats are replaced. On analog weights, the stacks that hold
-        a selected matrix become f32, 16 times the bytes of trits. At read time, the projections
-        are wrapped; every row is read, and nothing is counted.
+        second copy. On scales and norms, the few floats are replaced. On analog weights,
+        the stacks that hold a selected matrix become f32, 16 times the bytes of trits. At read
+        time, the projections are wrapped; every row is read, and nothing is counted.
       key: of `jax.random.key`.
       select: a regular expression that has to match a whole name, "layers.3.mlp.up"; on trits and
-        packed bits also "embedding" and "head".
+        packed bits also "embedding" and "head". On norms their own names, "layers.3.mlp_norm",
+        "layers.3.attn.sub_norm" and "norm".
       layers: of the layers that match, only these.
       rows: share of the outputs of each matrix that can be struck, drawn by the key.
       copy: leaves the model given as it was, and returns another.
@@ -100,11 +72,11 @@ def perturb(
     if isinstance(rows, bool) or not 0 <= rows <= 1:
         raise UsageError(f"perturb: rows must lie in [0, 1], found {rows!r}")
     check_whole(model, "perturb")
-    chosen = selected(model, select, layers)
+    chosen = selected(model, select, layers, noise.domain)
     check_domain(noise, chosen, rows)
     if copy:
         model = _copied(model)
-        chosen = selected(model, select, layers)
+        chosen = selected(model, select, layers, noise.domain)
     counts = {name: 0 for target in chosen for name in target.names()}
     if noise.strength == 0 or rows == 0:
         return model, counts
@@ -116,83 +88,11 @@ def perturb(
             mine = [target for target in chosen if target.node is node]
             counts |= _strike_weights(mine, noise, key, rows)
         return model, counts
-    strike = _strike_scales if noise.domain == "scale" else _strike_words
+    strikes = {"scale": _strike_scales, "norms": _strike_norms}
+    strike = strikes.get(noise.domain, _strike_words)
     for target in chosen:
         counts |= dict(zip(target.names(), strike(target, noise, key, rows), strict=True))
     return model, counts
-
-
-def targets(model: Decoder) -> Iterator[Target]:
-    """Everything that weights are stored in, all layers of it."""
-    layers = tuple(range(model.config.num_layers))
-    first: dict[int, int] = {}
-    for name, linear in packed_parts(model):
-        start = first.get(id(linear), 0)
-        width = dict(linear.parts)[name.rpartition(".")[2]]
-        first[id(linear)] = start + width
-        yield Target(name, linear, start, width, layers)
-    for name in ("embedding",) if model.config.tie_embeddings else ("embedding", "head"):
-        table = getattr(model, name)
-        yield Target(name, table, 0, table.shape[1], (0,))
-
-
-def selected(model: Decoder, select: str, layers: range | None = None) -> list[Target]:
-    """The targets that a pattern selects, each with its layers.
-
-    Raises:
-      UsageError: no packed model, or none of its names match.
-    """
-    if not is_packed(model):
-        raise UsageError("noise: expected a packed model, found a float one: pack_model(model)")
-    try:
-        pattern = re.compile(select)
-    except re.error as error:
-        raise UsageError(f"select: {select!r} is no regular expression: {error}") from error
-    found, names = [], []
-    for target in targets(model):
-        names += target.names()
-        kept = tuple(
-            layer
-            for layer, name in zip(target.layers, target.names(), strict=True)
-            if pattern.fullmatch(name) and (layers is None or layer in layers)
-        )
-        if kept:
-            found.append(dataclasses.replace(target, layers=kept))
-    if not found:
-        near = ", ".join(nearest(select, names)[:4])
-        where = "" if layers is None else f" in layers {layers.start} to {layers.stop - 1}"
-        raise UsageError(f"select: nothing is named {select!r}{where}; nearest: {near}")
-    return found
-
-
-def check_domain(noise: NoiseModel, chosen: list[Target], rows: float = 1.0) -> None:
-    """UsageError where a target does not hold what the noise strikes."""
-    for target in chosen:
-        format, table = target.node.format, isinstance(target.node, PackedTable)
-        what = f"{target.name} in {format}"
-        if noise.domain == "codes" and format != "trit2":
-            raise UsageError(f"noise on trits: expected weights in trit2, found {what}")
-        if isinstance(noise, PackedNoise) and noise.storage != "canonical" and format != "trit2":
-            raise UsageError(f"noise: storage {noise.storage} is of trits, found {what}")
-        if noise.domain == "scale" and format in FLOAT_FORMATS:
-            raise UsageError(f"noise on scales: expected weights with scales, found {what}")
-        if noise.domain == "weights" and (format in FLOAT_FORMATS or table):
-            raise UsageError(f"analog noise: expected projections of integer codes, found {what}")
-        if noise.when == "read" and (table or rows < 1):
-            raise UsageError(f"noise at read time is on whole projections, found {what}")
-        if noise.when == "read":
-            _check_shared_inputs(target, chosen)
-
-
-def _check_shared_inputs(target: Target, chosen: list[Target]) -> None:
-    """Fused parts read one input: all of them are selected in a layer, or none."""
-    together = [other for other in chosen if other.node is target.node]
-    parts = [part for part, _ in target.node.parts]
-    if len(together) < len(parts) or any(other.layers != target.layers for other in together):
-        raise UsageError(
-            f"noise at read time: {', '.join(parts)} read one input; select all of them, in the "
-            f"same layers, or none; found {', '.join(other.name for other in together)}"
-        )
 
 
 def _copied(model: Decoder) -> Decoder:
@@ -205,7 +105,7 @@ def _layer_keys(key, target: Target) -> jax.Array:
     named = tensor_key(key, target.name)
     if "*" not in target.name:
         return named[None]
-    return jax.vmap(jax.random.fold_in, (None, 0))(named, jnp.asarray(target.layers))
+    return jax.vmap(jax.random.fold_in, (None, 0))(named, jnp.asarray(target.numbers()))
 
 
 # --- Trits and packed bits -------------------------------------------------------------------
@@ -316,6 +216,18 @@ def _strike_scales(target: Target, noise, key, rows: float) -> list[int]:
     return counts
 
 
+def _strike_norms(target: Target, noise, key, rows: float) -> list[int]:
+    del rows  # all of them, as `check_domain` has it
+    weight, counts = np.array(target.node.weight.get_value()), []
+    stack = weight if weight.ndim == 2 else weight[None]
+    for layer, own in zip(target.layers, _layer_keys(key, target), strict=True):
+        noisy, count = noise(own, jnp.asarray(stack[layer]))
+        stack[layer] = np.asarray(noisy)
+        counts.append(int(count))
+    target.node.weight.set_value(jnp.asarray(weight))
+    return counts
+
+
 def _strike_weights(chosen: list[Target], noise, key, rows: float) -> dict[str, int]:
     """Turns the projection of `chosen`, targets of one node, into f32 weights under noise."""
     linear, counts = chosen[0].node, {}
@@ -334,15 +246,16 @@ def _strike_weights(chosen: list[Target], noise, key, rows: float) -> dict[str, 
             if layer not in target.layers:
                 continue
             part = slice(target.first, target.first + target.width)
-            own = jax.random.fold_in(tensor_key(key, target.name), layer)
+            number = target.first_layer + layer
+            own = jax.random.fold_in(tensor_key(key, target.name), number)
             noisy, count = apply(noise.with_strength(0.0), own, units[..., part], noise.strength)
             if rows < 1:
-                number = jnp.arange(target.width, dtype=jnp.uint32)
-                exposed = below(draws(key_words(own), number, 0, ROWS), rows)
+                row = jnp.arange(target.width, dtype=jnp.uint32)
+                exposed = below(draws(key_words(own), row, 0, ROWS), rows)
                 noisy = jnp.where(exposed, noisy, units[..., part])
                 count = jnp.sum(noisy != units[..., part])
             units = units.at[..., part].set(noisy)
-            counts[target.name.replace("*", str(layer))] = int(count)
+            counts[target.name.replace("*", str(number))] = int(count)
         floats[layer, 0] = np.asarray((units * gain + shift).sum(axis=0).T)
     linear.data.set_value(float_to_bits(jnp.asarray(floats), "f32"))
     linear.scale.set_value(jnp.ones((layers, 1, 1, 1), jnp.float32))
@@ -383,6 +296,7 @@ def _wrap(model: Decoder, noise: ReadNoise, key, chosen: list[Target]) -> None:
             strength = np.zeros(count, np.float32)
             strength[list(mine[0].layers)] = noise.strength
             named = tensor_key(key, f"layers.*.{branch}.{name}")
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(named, jnp.arange(count))
+            numbers = model.first_layer + jnp.arange(count)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(named, numbers)
             words = jax.vmap(key_words)(keys)
             setattr(module, name, NoisyLinear(linear, noise, words, jnp.asarray(strength)))

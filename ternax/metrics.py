@@ -100,6 +100,7 @@ METRICS: dict[str, Metric] = {
     "kl_bits": Metric("bits/token", "mean divergence from the reference's distribution"),
     "kl_bits_low": Metric("bits/token", "lower end of its 95 % interval over the text"),
     "kl_bits_high": Metric("bits/token", "upper end of that interval"),
+    "hidden_cosine": Metric("", "cosine of a token's last state and the clean model's, mean"),
     "logit_cosine": Metric("", "mean cosine between a token's logits and the reference's"),
     "sequences": Metric("count", "sequences evaluated"),
     "scored_tokens": Metric("tokens", "targets of all sequences"),
@@ -179,11 +180,39 @@ METRICS: dict[str, Metric] = {
     "bits_per_byte_rise_high": Metric("bits/byte", "upper end of that interval"),
     "bits_per_byte_rise_text_low": Metric("bits/byte", "lower end of its interval over the text"),
     "bits_per_byte_rise_text_high": Metric("bits/byte", "upper end of that interval"),
+    "bits_per_byte_clean": Metric("bits/byte", "of the models without noise, mean of models"),
+    "models": Metric("count", "models whose studies were taken together"),
+    "rise_noise_error": Metric("bits/byte", "standard error that draws of the noise leave"),
+    "rise_text_error": Metric("bits/byte", "standard error that sequences of the text leave"),
+    "rise_training_error": Metric("bits/byte", "standard error that models leave, draws taken off"),
+    "rise_difference": Metric("bits/byte", "bits_per_byte_rise less the other arm's, seed by seed"),
+    "rise_difference_low": Metric("bits/byte", "lower end of its 95 % interval over models"),
+    "rise_difference_high": Metric("bits/byte", "upper end of that interval"),
     "top5_agreement": Metric("fraction", "the clean model's likeliest token is among five"),
+    "first_divergence_tokens": Metric(
+        "tokens", "greedy decode before it first differs from the clean model's, mean of prompts"
+    ),
+    "not_finite_share": Metric("fraction", "sequences with logits that are not finite"),
+    "not_finite_layer": Metric(
+        "count", "number of the layer that first reads what is not finite; all layers: the head"
+    ),
     "product_cosine": Metric("", "clean and noisy outputs of a projection, mean of projections"),
     "product_cosine_closed_form": Metric("", "the same for weights and inputs without a mean"),
     "product_cosine_error": Metric("", "most that a projection's plug-in is off, mean of draws"),
     "sensitivity": Metric("bits/byte", "rise for error power as large as a projection's outputs"),
+    "top1_area": Metric(
+        "fraction", "mean top1_agreement along the logarithm of the strengths tried"
+    ),
+    "top1_area_low": Metric("fraction", "lower end of its 95 % interval over draws"),
+    "top1_area_high": Metric("fraction", "upper end of that interval"),
+    "tolerated_005_secded": Metric(
+        "", "the same of raw bit errors where each 64 bits have SECDED's 8 check bits"
+    ),
+    "tolerated_020_secded": Metric("", "the same for 0.2 bits/byte"),
+    "refresh_005_s": Metric(
+        "s", "after programming, until phase-change cells as measured cost 0.05 bits/byte"
+    ),
+    "refresh_020_s": Metric("s", "the same for 0.2 bits/byte"),
     "tolerated_005": Metric("", "strength that costs 0.05 bits/byte, geometric mean of draws"),
     "tolerated_005_low": Metric("", "lower end of its 95 % interval over draws"),
     "tolerated_005_high": Metric("", "upper end of that interval"),

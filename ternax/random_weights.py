@@ -17,7 +17,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from ternax.config import ModelConfig
+from ternax.config import ModelConfig, first_layers
 from ternax.counter_hash import lane_draw, mix
 from ternax.edit import as_part, pack_model
 from ternax.errors import UsageError
@@ -106,6 +106,34 @@ def random_model(
     else:
         model, specs = abstract_part(layout, **packing)
         place = SplitPlace(layout, specs)
+    _fill_layers(model, root, place, progress)
+    for name in ("embedding",) if config.tie_embeddings else ("embedding", "head"):
+        table = getattr(model, name)
+        _fill(table, root, [name], place, name, gain=table_std(config, name))
+        progress(name, table.packed.nbytes)
+    return model
+
+
+def random_layer(config: ModelConfig, layer: int, *, seed: int = 0, **packing) -> Decoder:
+    """One layer of `random_model(config)`, as a model of one layer, whose tables have no memory.
+
+    A model that memory has no room for is gone through layer by layer.
+    """
+    model = abstract_model(first_layers(config, 1), **packing)
+    model.first_layer = layer
+    _fill_layers(model, jax.random.key(seed), Place())
+    return model
+
+
+def random_table(config: ModelConfig, name: str, *, seed: int = 0, **packing) -> PackedTable:
+    """The table of `random_model(config)` called "embedding" or "head", alone."""
+    table = getattr(abstract_model(first_layers(config, 1), **packing), name)
+    _fill(table, jax.random.key(seed), [name], Place(), name, gain=table_std(config, name))
+    return table
+
+
+def _fill_layers(model: Decoder, root, place: "Place", progress=lambda name, nbytes: None) -> None:
+    """Gives norms and projections of an abstract packed model their leaves."""
     for path, node in nnx.iter_modules(model):
         if isinstance(node, RMSNorm):
             name = ".".join(map(str, (*path, "weight")))
@@ -114,14 +142,10 @@ def random_model(
         node = getattr(getattr(model.layers, prefix), linear)
         names = [f"layers.*.{prefix}.{part}" for part, _ in node.parts]
         gain = place.columns(linear, node.shape[0]) ** -0.5
+        layers = range(model.first_layer, model.first_layer + model.config.num_layers)
         where = f"layers.{prefix}.{linear}"
-        _fill(node, root, names, place, where, gain=gain, layers=config.num_layers)
+        _fill(node, root, names, place, where, gain=gain, layers=layers)
         progress(f"{prefix}.{linear}", node.packed.nbytes)
-    for name in ("embedding",) if config.tie_embeddings else ("embedding", "head"):
-        table = getattr(model, name)
-        _fill(table, root, [name], place, name, gain=table_std(config, name))
-        progress(name, table.packed.nbytes)
-    return model
 
 
 class Place:
@@ -168,7 +192,7 @@ def _fill(
     where: str,
     *,
     gain: float,
-    layers: int | None = None,
+    layers: range | None = None,
 ):
     """Gives an abstract packed module, called `where`, its random leaves."""
     packed = node.packed
@@ -195,10 +219,10 @@ def _fill(
         node.zero.set_value(place.full(f"{where}.zero", packed.scale.shape, 0.0))
 
 
-def _plane_keys(key, planes: int, layers: int | None):
+def _plane_keys(key, planes: int, layers: range | None):
     """uint32 [L, P, 2]: one pair of words for each plane of each layer."""
     fold = jax.vmap(jax.random.fold_in, (None, 0))
-    per_layer = fold(key, jnp.arange(layers)) if layers else key[None]
+    per_layer = fold(key, jnp.asarray(layers)) if layers else key[None]
     per_plane = jax.vmap(lambda k: fold(k, jnp.arange(planes)))(per_layer)
     return jax.random.key_data(per_plane)
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ternax import injection, taps
+from ternax import injection, taps, targets
+from ternax.engine import generate
 from ternax.errors import UsageError
 from ternax.estimate import Interval, t_interval
 from ternax.evaluate import (
@@ -28,7 +29,7 @@ from ternax.evaluate import (
     of_targets,
 )
 from ternax.heldout import Windows
-from ternax.kernels.packing import Packed, pack, unpack
+from ternax.kernels.packing import Packed
 from ternax.models import Decoder
 from ternax.noise import NoiseModel
 from ternax.noise.model import apply
@@ -37,11 +38,11 @@ from ternax.noise.reads import ReadNoise
 from ternax.random_weights import tensor_key
 from ternax.resample import bootstrap_ratio
 from ternax.sharding import fetch
+from ternax.trit_edits import pack_codes, trits, unpack_codes
 
 TOP = 5
-# Compiled whole: operation by operation, each shape takes a dozen programs.
-_pack = jax.jit(pack, static_argnums=1)
-_unpack = jax.jit(unpack, static_argnums=(1, 2))
+# Greedy decode, held against the clean model's: prompts, their tokens, and new ones.
+PROMPTS, PROMPT, CONTINUED = 8, 64, 64
 _LOGIT_BYTES = 1 << 30
 
 
@@ -56,6 +57,7 @@ class Clean:
       losses: f32 [n, T], nats of each target.
       inputs: of each projection, for the first sequences: "layers.0.attn.q" -> f32 [t, K].
       codes: "layers.0.attn.q" -> int8 [K, N], of projections in trit2.
+      continued: int32 [prompts, tokens], what greedy decode makes of the text's beginnings.
     """
 
     model: Decoder
@@ -64,6 +66,7 @@ class Clean:
     losses: np.ndarray
     inputs: dict[str, np.ndarray]
     codes: dict[str, np.ndarray]
+    continued: np.ndarray
 
     @property
     def bits_per_byte(self) -> float:
@@ -78,12 +81,17 @@ class Point:
       changed: values struck, of all matrices.
       rises: f64 [n], bits per byte of each sequence, less the clean model's; NaN where logits
         were not finite.
+      diverged: tokens of greedy decode before the first that differs from the clean model's, of
+        each prompt; all of them where none does. Empty where the context is too short.
+      not_finite: the projection whose input was the first that is not finite, None where all is.
       kl_bits, top1, top5, cosine: means over targets: KL(clean || noisy); both have the same
         likeliest token; the clean one is among the noisy model's five; cosine of logits.
     """
 
     changed: int
     rises: np.ndarray
+    diverged: tuple[int, ...]
+    not_finite: str | None
     kl_bits: float
     top1: float
     top5: float
@@ -116,27 +124,25 @@ def look(model: Decoder, text: Windows, *, tapped: int = 2) -> Clean:
     for tokens, count in batches(text.tokens, BATCH):
         found.append([fetch(rows)[:count] for rows in _clean(graph, leaves, tokens)])
     logits, losses = (np.concatenate(rows) for rows in zip(*found, strict=True))
-    codes = {}
-    for target in injection.selected(model, injection.EVERYTHING):
-        if target.node.format != "trit2" or target.node.packed.num_planes > 1:
-            continue
-        data = np.asarray(target.node.packed.data)
-        for layer, name in zip(target.layers, target.names(), strict=True):
-            rows = data[layer, 0, target.first : target.first + target.width]
-            codes[name] = np.asarray(_unpack(rows, "trit2", target.node.shape[0]))
     return Clean(
         model,
         text,
         logits,
         losses,
         taps.projection_inputs(model, text.tokens[:tapped, :-1]),
-        codes,
+        trits(model),
+        continued(model, text.tokens),
     )
 
 
 def point(clean: Clean, noise: NoiseModel, key: jax.Array, **selection) -> Point:
     """One draw. selection: `select`, `layers` and `rows` of `injection.perturb`."""
     noisy, counts = injection.perturb(clean.model, noise, key, copy=True, **selection)
+    return contrast(clean, noisy, sum(counts.values()))
+
+
+def contrast(clean: Clean, noisy: Decoder, changed: int) -> Point:
+    """A model of which `changed` values are others, beside the clean one."""
     graph, leaves = nnx.split(noisy)
     found = []
     both = (batches(rows, BATCH) for rows in (clean.text.tokens, clean.logits))
@@ -145,14 +151,45 @@ def point(clean: Clean, noise: NoiseModel, key: jax.Array, **selection) -> Point
         found.append([fetch(row)[:count] for row in out])
     losses, kl, rank, cosine = (np.concatenate(rows) for rows in zip(*found, strict=True))
     bits = (losses - clean.losses).sum(axis=1, dtype=np.float64) / math.log(2)
+    diverged: tuple[int, ...] = ()
+    lost = np.flatnonzero(~np.isfinite(bits))
+    where = first_not_finite(noisy, clean.text.tokens[lost[:1], :-1]) if lost.size else None
+    if not lost.size:
+        pairs = zip(clean.continued, continued(noisy, clean.text.tokens), strict=True)
+        diverged = tuple(int((np.append(a == b, False)).argmin()) for a, b in pairs)
     return Point(
-        sum(counts.values()),
+        changed,
         bits / clean.text.num_bytes,
+        diverged,
+        where,
         float(kl.mean(dtype=np.float64)) / math.log(2),
         float((rank == 0).mean()),
         float((rank < TOP).mean()),
         float(cosine.mean(dtype=np.float64)),
     )
+
+
+def continued(model: Decoder, tokens: np.ndarray) -> np.ndarray:
+    """int32 [prompts, CONTINUED]: greedy continuations of the first sequences' beginnings.
+
+    Fewer tokens where the context is too short for them, none of prompts without a token.
+    """
+    length = min(PROMPT, tokens.shape[1] - 1)
+    new = min(CONTINUED, model.config.max_context - length)
+    if new < 1:
+        return np.zeros((0, 0), np.int32)
+    prompts = np.pad(tokens, ((0, max(0, PROMPTS - len(tokens))), (0, 0)), mode="wrap")
+    found = generate(model, prompts[:PROMPTS, :length], max_new_tokens=new)
+    return found[: len(tokens), length:]
+
+
+def first_not_finite(model: Decoder, tokens: np.ndarray) -> str | None:
+    """The first projection, in the order they run, whose input is not finite on these tokens;
+    "head" where only the logits are not, None where all is finite. tokens: int32 [B, T]."""
+    for name, x in taps.projection_inputs(model, tokens).items():
+        if not np.isfinite(x).all():
+            return name
+    return None if np.isfinite(np.asarray(model(jnp.asarray(tokens)))).all() else "head"
 
 
 def rise_of(clean: Clean, points: Sequence[np.ndarray]) -> tuple[Interval, Interval]:
@@ -175,19 +212,21 @@ class Product:
     Attributes:
       name: "layers.0.attn.q".
       measured: cosine with the clean outputs, a draw each.
+      snr_db: power of the clean outputs over the error's, a draw each; infinite without an error.
       plug_in, closed_form: predicted cosines; the latter None for noise on inputs.
       error_power: predicted power of the error over that of the outputs.
     """
 
     name: str
     measured: tuple[float, ...]
+    snr_db: tuple[float, ...]
     plug_in: float
     closed_form: float | None
     error_power: float
 
 
 def products(
-    clean: Clean, noise: NoiseModel, keys: Sequence[jax.Array], select: str = injection.EVERYTHING
+    clean: Clean, noise: NoiseModel, keys: Sequence[jax.Array], select: str = targets.EVERYTHING
 ) -> Iterator[Product]:
     """Every projection selected, in turn, struck as `perturb` strikes it with each of `keys`."""
     for name, codes in clean.codes.items():
@@ -195,18 +234,24 @@ def products(
             continue
         x = clean.inputs[name]
         y = x.astype(np.float64) @ codes
-        found = []
+        found, snr = [], []
         for key in keys:
             pattern, layer = _pattern(name)
             own = jax.random.fold_in(tensor_key(key, pattern), layer)
             noisy = _struck(noise, own, codes, x)
             size = np.linalg.norm(y) * np.linalg.norm(noisy)
             found.append(float((y * noisy).sum() / size) if size > 0 else 0.0)
+            snr.append(decibels(np.square(y).sum(), np.square(noisy - y).sum()))
         expected = plug_in(noise, codes, x)
         form = None
         if has_moments(noise):
             form = closed_form(noise, float(np.mean(codes != 0)))
-        yield Product(name, tuple(found), expected.cosine, form, expected.error_power)
+        yield Product(name, tuple(found), tuple(snr), expected.cosine, form, expected.error_power)
+
+
+def decibels(power, error) -> float:
+    """10 log10(power / error)."""
+    return 10 * math.log10(power / error) if error > 0 and power > 0 else math.inf
 
 
 def predicts(noise: NoiseModel) -> bool:
@@ -227,10 +272,10 @@ def _struck(noise: NoiseModel, key, codes: np.ndarray, x: np.ndarray) -> np.ndar
         steps = jnp.asarray(clean / unit, jnp.float32)
         return np.asarray(apply(at_zero, key, steps, strength)[0], np.float64) * unit
     if noise.domain == "packed":
-        packed = Packed(_pack(codes, "trit2")[None], jnp.ones((1, 1, 1)))
+        packed = Packed(pack_codes(codes, "trit2")[None], jnp.ones((1, 1, 1)))
         packed = dataclasses.replace(packed, shape=codes.shape)
         noisy = apply(at_zero, key, packed, strength)[0]
-        w = np.asarray(_unpack(noisy.data[0], "trit2", codes.shape[0]), np.float64)
+        w = np.asarray(unpack_codes(noisy.data[0], "trit2", codes.shape[0]), np.float64)
     elif noise.domain == "weights":
         value = jnp.asarray(codes, jnp.float32)[None]
         w = np.asarray(apply(at_zero, key, value, strength)[0][0], np.float64)

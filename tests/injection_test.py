@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import ternax
-from ternax import injection
+from ternax import injection, targets
 from ternax.errors import DoesNotFit, UsageError
 from ternax.kernels.packing import unpack_numpy
 from ternax.noise import make_noise
@@ -37,7 +37,7 @@ def leaves(model):
 def codes(model, name):
     """int8 [K, N] of one layer's matrix."""
     pattern = name.replace(name.split(".")[1], "*", 1)
-    target = next(t for t in injection.targets(model) if t.name == pattern)
+    target = next(t for t in targets.targets(model) if t.name == pattern)
     data = np.asarray(target.node.data.get_value())[int(name.split(".")[1]), 0]
     rows = data[target.first : target.first + target.width]
     return unpack_numpy(rows, target.node.format, target.node.shape[0])
@@ -49,7 +49,10 @@ def changed(first, second):
     return {name for name in one if not np.array_equal(one[name], two[name], equal_nan=True)}
 
 
-@pytest.mark.parametrize("spec", ["trit_resample,rate=0.1", "sign_flip,rate=0.3,unit=block"])
+@pytest.mark.parametrize(
+    "spec",
+    ["trit_resample,rate=0.1", "sign_flip,rate=0.3,unit=block", "stuck_cells,rate=0.1,repair=sign"],
+)
 def test_packed_words_are_struck_as_codes_are(clean, spec):
     noise = make_noise(spec)
     noisy, counts = ternax.perturb(clean, noise, KEY, copy=True)
@@ -68,7 +71,7 @@ def test_packed_words_are_struck_as_codes_are(clean, spec):
 def test_a_bit_flip_is_struck_as_on_the_matrix_alone(clean):
     noise = make_noise("bitflip,rate=0.05,policy=nearest")
     noisy, counts = ternax.perturb(clean, noise, KEY, select=r"layers\.1\.attn\.v", copy=True)
-    target = injection.selected(clean, r"layers\.1\.attn\.v")[0]
+    target = targets.selected(clean, r"layers\.1\.attn\.v")[0]
     assert list(counts) == ["layers.1.attn.v"]
     before, after = codes(clean, "layers.1.attn.v"), codes(noisy, "layers.1.attn.v")
     assert counts["layers.1.attn.v"] == (before != after).sum() > 0
@@ -149,6 +152,27 @@ def test_scales_fused_matrices_have_one_each(clean):
     np.testing.assert_array_equal(scale[..., width:], before[..., width:])
 
 
+def test_norms_have_names_of_their_own(clean):
+    noise = make_noise("norm_bits,rate=0.01")
+    select = r"layers\.1\..*|norm"
+    noisy, counts = ternax.perturb(clean, noise, KEY, select=select, copy=True)
+    assert set(counts) == {
+        "norm",
+        *(f"layers.1.{n}" for n in ("attn_norm", "attn.sub_norm", "mlp_norm", "mlp.sub_norm")),
+    }
+    before, after = leaves(clean), leaves(noisy)
+    moved = {name: int((before[name] != after[name]).sum()) for name in changed(clean, noisy)}
+    assert all("norm" in name for name in moved) and sum(moved.values()) == sum(counts.values())
+    assert not np.array_equal(
+        noisy.layers.mlp_norm.weight.get_value()[1], clean.layers.mlp_norm.weight.get_value()[1]
+    )
+    for layer in (0, 2):
+        np.testing.assert_array_equal(
+            noisy.layers.mlp_norm.weight.get_value()[layer],
+            clean.layers.mlp_norm.weight.get_value()[layer],
+        )
+
+
 def test_analog_weights_become_floats_and_the_rest_stays(clean):
     noisy, counts = ternax.perturb(
         clean, make_noise("gaussian,sigma=0.1"), KEY, select=r"layers\.1\.attn\.k", copy=True
@@ -156,7 +180,7 @@ def test_analog_weights_become_floats_and_the_rest_stays(clean):
     linear = noisy.layers.attn.qkv
     assert linear.format == "f32" and list(counts) == ["layers.1.attn.k"]
     old = codes(clean, "layers.1.attn.k").astype(float)
-    target = injection.selected(clean, r"layers\.1\.attn\.k")[0]
+    target = targets.selected(clean, r"layers\.1\.attn\.k")[0]
     part = slice(target.first, target.first + target.width)
     scale = float(np.asarray(clean.layers.attn.qkv.scale.get_value())[1, 0, 0, target.first])
     errors = np.asarray(linear.data.get_value())[1, 0, part].T / scale - old
@@ -195,6 +219,8 @@ def test_reads_depend_on_the_token_alone(clean, spec):
         ("gaussian,sigma=0.1", {"select": "embedding"}, "expected projections"),
         ("bitflip,rate=0.1,storage=tq1_0", {"select": "embedding"}, "storage tq1_0 is of trits"),
         ("input_clip,cut=0.1", {"select": ".*attn.q"}, "q, k, v read one input; select all"),
+        ("norm_bits,rate=0.1", {"select": ".*up"}, "nothing is named '.*up'"),
+        ("norm_bits,rate=0.1", {"rows": 0.5}, "is on whole norms"),
         ("sign_flip,rate=0.1", {"rows": 1.5}, "rows must lie in"),
     ],
 )
@@ -207,7 +233,7 @@ def test_refusals_change_nothing(clean, spec, options, words):
 
 def test_floats_are_refused(clean, monkeypatch):
     with pytest.raises(UsageError, match="expected a packed model"):
-        injection.selected(load(packed=False), injection.EVERYTHING)
+        targets.selected(load(packed=False), targets.EVERYTHING)
     monkeypatch.setattr(injection, "memory_available_bytes", lambda: 1000)
     with pytest.raises(DoesNotFit, match="become f32"):
         ternax.perturb(clean, make_noise("gaussian,sigma=0.1"), KEY, copy=True)

@@ -41,7 +41,31 @@ def test_a_point_is_what_compare_finds(clean):
 def test_no_noise_changes_nothing(clean):
     found = robustness.point(clean, make_noise("sign_flip,rate=0.0"), jax.random.key(0))
     assert (found.rises == 0).all() and found.changed == 0
+    assert set(found.diverged) == {robustness.CONTINUED} and len(found.diverged) == 8
     assert (found.top1, found.top5) == (1, 1) and found.kl_bits == pytest.approx(0, abs=1e-6)
+
+
+def test_greedy_decode_diverges_where_its_tokens_do(clean):
+    noise, key = make_noise("bitflip,rate=0.01"), jax.random.key(3)
+    noisy, _ = ternax.perturb(clean.model, noise, key, copy=True)
+    found = robustness.point(clean, noise, key).diverged
+    prompts = clean.text.tokens[:8, :LENGTH]
+    both = [
+        ternax.generate(m, prompts, max_new_tokens=64)[:, LENGTH:] for m in (clean.model, noisy)
+    ]
+    for row, count in enumerate(found):
+        same = both[0][row] == both[1][row]
+        assert same[:count].all() and (count == 64 or not same[count])
+    assert min(found) < 64
+
+
+def test_what_is_not_finite_is_found(clean):
+    tokens = clean.text.tokens[:1, :-1]
+    assert robustness.first_not_finite(clean.model, tokens) is None
+    broken = ternax.load("stdlib-bitnet")
+    scale = broken.layers.mlp.gate_up.scale
+    scale.set_value(scale.get_value().at[1].set(np.inf))
+    assert robustness.first_not_finite(broken, tokens) == "layers.1.mlp.down"
 
 
 def test_taps_see_what_the_model_multiplies(clean):

@@ -50,6 +50,7 @@ class Decoder(nnx.Module):
       layers: one Block, every leaf with a leading axis of num_layers.
       norm: the final RMSNorm.
       head: the table logits are read from; absent when tied to the embedding.
+      first_layer: the number of its first layer, where it is a part of a deeper model.
       layout: how its variables lie on a mesh; its modules are then those of one device, and run
         inside `sharding.spread`. None: they are whole.
     """
@@ -58,6 +59,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
+        self.first_layer = 0
         self.layout: Layout | None = None
         self.embedding: Table | PackedTable = Table(
             config.vocab_size, config.hidden_size, rngs=rngs, std=table_std(config, "embedding")

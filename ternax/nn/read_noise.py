@@ -30,6 +30,7 @@ class NoisyLinear(nnx.Module):
         self.key = ReadLeaf(key)
         self.strength = ReadLeaf(strength)
         self.parts, self.format, self.shape = inner.parts, inner.format, inner.shape
+        self.inputs = inner.inputs
 
     @property
     def packed(self):

@@ -3,7 +3,7 @@
 import dataclasses
 
 from ternax.errors import UsageError
-from ternax.noise import analog, bits, reads, trits
+from ternax.noise import analog, bits, cells, reads, trits
 from ternax.noise.model import NoiseModel
 from ternax.options import named_class, parse_options
 
@@ -13,10 +13,12 @@ NOISES: dict[str, type[NoiseModel]] = {
     "trit_other": trits.TritOther,
     "trit_resample": trits.TritResample,
     "stuck": trits.Stuck,
+    "stuck_cells": cells.StuckCells,
     # Stored bits.
     "bitflip": bits.BitFlip,
     "byte_fault": bits.ByteFault,
     "scale_bits": bits.ScaleBits,
+    "norm_bits": bits.NormBits,
     # Analog weights.
     "gaussian": analog.Gaussian,
     "pcm": analog.Pcm,

@@ -215,6 +215,12 @@ class ScaleBits(NoiseModel):
         return noisy, jnp.sum(flips != 0, dtype=jnp.int32)
 
 
+class NormBits(ScaleBits):
+    """The same of the weights of norms, which are floats too and few."""
+
+    domain: ClassVar[str] = "norms"
+
+
 def _index(rows, width: int) -> jax.Array:
     """uint32 [R, W]: numbers of the words of rows uint32 [R, 1]."""
     return rows * jnp.uint32(width) + jnp.arange(width, dtype=jnp.uint32)

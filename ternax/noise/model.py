@@ -15,6 +15,7 @@ DOMAINS = {
     "codes": "a quantizer's trits, int8 [..., K, N] in {-1, 0, +1}",
     "packed": "the bits that codes are stored in: a kernels.packing.Packed",
     "scale": "the bits that scales are stored in: f32 of any shape",
+    "norms": "the bits that weights of norms are stored in: f32 of any shape",
     "weights": "analog weights in units of the largest: f32 [..., K, N] in [-1, 1]",
     "inputs": "what a projection multiplies, one token a row: f32 [..., K]",
     "accumulator": "a projection's outputs in units of scale |x|: f32 [..., N]",
@@ -45,6 +46,11 @@ class NoiseModel:
         if not number or not math.isfinite(found) or found < 0 or (self.bounded and found > 1):
             legal = "lie in [0, 1]" if self.bounded else "be finite and at least 0"
             raise UsageError(f"noise {name} must {legal}, found {found!r}")
+
+    @property
+    def has_law(self) -> bool:
+        """Whether `moments` are known, if the class has them at all."""
+        return True
 
     @classmethod
     def strength_field(cls) -> str:

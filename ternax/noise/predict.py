@@ -30,7 +30,7 @@ class Prediction:
 
 def has_moments(noise: NoiseModel) -> bool:
     """Whether the mean and variance of a weight under the noise are known."""
-    return type(noise).moments is not NoiseModel.moments
+    return type(noise).moments is not NoiseModel.moments and noise.has_law
 
 
 def closed_form(noise: NoiseModel, density: float) -> float:

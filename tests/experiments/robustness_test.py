@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ternax.experiments import robustness
-from ternax.noise_study import crossing, interpolated, shape_error
+from ternax.noise_summary import area, crossing, shape_error
 from ternax.record import read_records
 
 FLAGS = ["--sequences=9", "--length=32", "--draws=2", "--strengths=0.01,0.1"]
@@ -22,12 +22,12 @@ def ran(capsys, directory, *arguments):
 
 
 def test_a_study_and_its_continuation(tmp_path, capsys):
-    flags = [*FLAGS, "--noise=bitflip", "--no_sensitivity", SELECT]
+    flags = [*FLAGS, "--noise=bitflip", "--no_sensitivity", "--no_forecast", SELECT]
     records, screen = ran(capsys, tmp_path / "out", *flags)
     points = [r for r in records if r.phase == "evaluate"]
     assert len(points) == 2 * 2 and {len(r.samples) for r in points} == {9}
     measured, predicted = (
-        [r for r in records if r.phase == "noise" and r.kind == kind]
+        [r for r in records if r.phase == "noise" and r.kind == kind and "SNR of" not in r.note]
         for kind in ("measured", "predicted")
     )
     assert len(measured) == 3 and len(predicted) == 2
@@ -45,26 +45,42 @@ def test_a_study_and_its_continuation(tmp_path, capsys):
     assert "bitflip" in screen and "strength tolerated" in screen
     # More strengths and another noise: what is there is not measured again.
     more = [*FLAGS[:-1], "--strengths=0.01,0.03,0.1", "--noise=bitflip", "--noise=stuck"]
-    again, _ = ran(capsys, tmp_path / "out", *more, "--no_sensitivity", SELECT)
+    again, _ = ran(capsys, tmp_path / "out", *more, *flags[-3:])
     assert again[: len(records)] == records
     assert len([r for r in again if r.phase == "evaluate"]) == 2 * (3 + 3)
 
 
-def test_the_rise_is_predicted_from_sensitivities(tmp_path, capsys, monkeypatch):
+def test_what_is_foreseen_and_the_controls(tmp_path, capsys, monkeypatch):
     from ternax import noise_study
 
-    monkeypatch.setattr(noise_study, "CURVE", (0.1, 0.4))
-    flags = ["--sequences=9", "--length=32", "--draws=1", "--strengths=0.05", "--noise=trit_other"]
-    select = r"--select=layers\.1\.mlp\..*"
-    records, _ = ran(capsys, tmp_path / "out", *flags, select)
-    found = {r.kind: r.metrics for r in records if "trit_other at 0.05" in r.note}
+    monkeypatch.setattr(noise_study, "CURVE", (0.6,))
+    flags = ["--sequences=9", "--length=32", "--draws=2", "--strengths=0.02", "--noise=trit_other"]
+    flags += ["--controls", "--protect=0.3", r"--select=layers\.1\.mlp\..*"]
+    records, screen = ran(capsys, tmp_path / "out", *flags)
+    found = {
+        r.kind: r.metrics for r in records if r.note.startswith("trit_other at 0.02 on layers")
+    }
     rise = found["measured"]["bits_per_byte_rise"]
-    assert found["predicted"]["bits_per_byte_rise"] == pytest.approx(rise, rel=0.35)
+    assert found["predicted"]["bits_per_byte_rise"] == pytest.approx(rise, rel=0.35, abs=0.005)
+    # Each projection alone, measured and foreseen.
     alone = [r for r in records if "on layers\\.1\\.mlp\\.up, draw" in r.note]
-    assert len(alone) == 1 and 0 < alone[0].metrics["changed_count"] <= 256 * 256
+    assert len(alone) == 2 and 0 < alone[0].metrics["changed_count"] <= 256 * 256
     assert len([r for r in records if "sensitivity" in r.metrics]) == 3
+    # Output SNR by projection.
+    ratios = {r.kind: r.samples for r in records if ": output SNR of " in r.note}
+    assert ratios["measured"] == pytest.approx(ratios["predicted"], abs=0.7)
+    # Controls: as many changes elsewhere; a share kept clean costs less.
+    controls = {
+        r.note.partition(": ")[0]: r.metrics
+        for r in records
+        if r.phase == "noise" and ": trit_other at 0.02" in r.note
+    }
+    assert controls["elsewhere"]["changed_count"] == found["measured"]["changed_count"]
+    assert {"gaussian of equal norm", "0.3 of dearest outputs kept"} <= controls.keys()
+    assert any(r.note.startswith("weights permuted: nothing") for r in records)
+    assert "budget, predicted" in screen and "weights permuted" in screen
     # The same again: nothing is measured, and nothing said twice.
-    assert ran(capsys, tmp_path / "out", *flags, select)[0] == records
+    assert ran(capsys, tmp_path / "out", *flags)[0] == records
 
 
 @pytest.mark.parametrize("option", ["--select=embedding", "--rows=0.5"])
@@ -82,8 +98,7 @@ def test_crossings():
     assert crossing(strengths, rises, 3.0) is None
     assert crossing(strengths, (-0.01, 0.09, 1.0), 0.04) == pytest.approx(0.055)
     assert crossing(strengths, (0.01, math.inf, math.inf), 0.2) == 0.01
-    assert interpolated([(1.0, 0.1), (2.0, 0.4)], 1.5) == pytest.approx(0.25)
-    assert interpolated([(1.0, 0.1)], 3.0) is None
+    assert area([0, 1, 3], [1.0, 0.5, 0.5]) == pytest.approx(1.75 / 3)
     assert shape_error(1.0) == 0 and shape_error(0.5) == 3
 
 
@@ -114,7 +129,7 @@ def test_refusals_are_one_line(arguments, why, tmp_path, capsys):
 
 def test_a_folder_of_another_study(tmp_path, capsys):
     flags = ["--sequences=8", "--length=16", "--draws=1", "--strengths=0.1", "--noise=stuck"]
-    flags += ["--no_sensitivity", SELECT]
+    flags += ["--no_sensitivity", "--no_forecast", SELECT]
     ran(capsys, tmp_path / "out", *flags)
     assert robustness.main([*flags, "--seed=4", f"--output_dir={tmp_path / 'out'}"]) == 2
     assert "holds another study (seed 0, here 4)" in capsys.readouterr().err

@@ -19,6 +19,7 @@ VALUES = {
     "codes": jnp.asarray(CODES),
     "packed": PACKED,
     "scale": jnp.asarray(RNG.uniform(0.1, 2, (3, 1, 400)), jnp.float32),
+    "norms": jnp.asarray(RNG.uniform(0.5, 2, (400,)), jnp.float32),
     "weights": jnp.asarray(CODES, jnp.float32),
     "inputs": jnp.asarray(RNG.normal(size=(5, 72)), jnp.float32),
     "accumulator": jnp.asarray(RNG.normal(size=(5, 40)), jnp.float32),
@@ -29,6 +30,7 @@ SPECS = {
     "trit_other": ("unit=block,block=8",),
     "trit_resample": ("", "density=uniform,unit=column,block=16"),
     "stuck": ("at=1", "at=-1,unit=row,block=16"),
+    "stuck_cells": ("", "ones=0.2,repair=zero", "repair=sign"),
     "bitflip": (
         *(f"policy={name}" for name in ("zero", "saturate", "nearest", "detect", "raw")),
         *(f"storage={name}" for name in ("tq1_0", "tq2_0", "i2_s_arm")),
@@ -37,6 +39,7 @@ SPECS = {
     ),
     "byte_fault": ("policy=raw", "storage=tq1_0"),
     "scale_bits": ("", "dtype=bf16", "dtype=f16,secded=True,policy=raw"),
+    "norm_bits": ("", "dtype=f16,secded=True,policy=raw"),
     "gaussian": ("", "kind=multiplicative"),
     "pcm": ("", "seconds=3600.0,compensate=False"),
     "reram": ("", "seconds=86400"),
@@ -97,7 +100,7 @@ def test_vmap_is_one_after_the_other(spec):
     together = jax.jit(jax.vmap(noise, (0, None)))(keys, value)
     for i, key in enumerate(keys):
         one = jax.jit(noise)(key, value)
-        if noise.domain in ("codes", "scale"):
+        if noise.domain in ("codes", "scale", "norms"):
             same(jax.tree.map(lambda a, i=i: a[i], together), one)
         else:  # floats: XLA may round otherwise
             np.testing.assert_allclose(together[0][i], one[0], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,163 @@
+"""Several studies of one noise sweep together: models that differ in their training's seed or arm.
+
+The rise in loss varies with the draw of the noise, with the text, and with the seed a model was
+trained from; each has its own standard error, since more of one takes nothing from the others.
+"""
+
+import dataclasses
+import math
+import pathlib
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+
+from ternax.errors import UsageError
+from ternax.estimate import paired_difference, t_interval
+from ternax.noise_point import HOW
+from ternax.noise_summary import named
+from ternax.record import Record, read_records
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A mean rise and where its error comes from, in bits per byte.
+
+    Attributes:
+      value: mean of models, draws and sequences.
+      noise_error, text_error, training_error: standard errors that the draws, the sequences and
+        the models leave; None where there are fewer than two. What draws bring to the spread of
+        models is taken off.
+    """
+
+    value: float
+    noise_error: float | None
+    text_error: float | None
+    training_error: float | None
+
+
+def parts(rises: Sequence[np.ndarray]) -> Parts:
+    """rises: of each model f64 [draws, sequences], the same sequences in all."""
+    means = [found.mean(axis=1) for found in rises]  # of each draw
+    models, draws = len(rises), min(map(len, means))
+    by_text = np.mean([found.mean(axis=0) for found in rises], axis=0)
+    noise = training = text = None
+    within = 0.0
+    if draws > 1:
+        within = statistics.fmean(float(m.var(ddof=1)) / len(m) for m in means)
+        noise = math.sqrt(within / models)
+    if len(by_text) > 1:
+        text = float(by_text.std(ddof=1)) / math.sqrt(len(by_text))
+    if models > 1:
+        between = statistics.variance([float(m.mean()) for m in means])
+        training = math.sqrt(max(between - within, 0.0) / models)
+    return Parts(float(np.mean([m.mean() for m in means])), noise, text, training)
+
+
+def combine(folders: Sequence[str], against: Sequence[str] = ()) -> list[Record]:
+    """One record a noise and strength that all studies have.
+
+    Args:
+      folders: of finished or interrupted studies.
+      against: of as many others, in the same order of seeds: differences are taken pair by pair.
+
+    Raises:
+      UsageError: folders without draws, of other texts or selections, or unlike in number.
+    """
+    ours, theirs = [_draws(f) for f in folders], [_draws(f) for f in against]
+    if theirs and len(theirs) != len(ours):
+        raise UsageError(
+            f"--against: pairs need as many studies of each, found {len(ours)} and {len(theirs)}"
+        )
+    shared = [point for point in ours[0] if all(point in found for found in [*ours, *theirs])]
+    if not shared:
+        raise UsageError("--combine: the studies have no noise and strength in common")
+    return [
+        _together(point, [found[point] for found in ours], [found[point] for found in theirs])
+        for point in shared
+    ]
+
+
+def _draws(folder: str) -> dict[str, list[Record]]:
+    """ "bitflip at 0.01 on layers..*" -> its draws."""
+    path = pathlib.Path(folder) / "results.jsonl"
+    if not path.is_file():
+        raise UsageError(f"--combine: expected a study's folder, found no {path}")
+    found: dict[str, list[Record]] = {}
+    for record in read_records(path):
+        title, _, number = record.note.split(HOW, 1)[0].rpartition(", draw ")
+        if record.phase == "evaluate" and number.isdigit() and ": " not in title:
+            found.setdefault(title, []).append(record)
+    if not found:
+        raise UsageError(f"--combine: {path} holds no draws of a study of noises")
+    return found
+
+
+def _together(point: str, ours: list[list[Record]], theirs: list[list[Record]]) -> Record:
+    every = [record for draws in [*ours, *theirs] for record in draws]
+    texts = {(len(r.samples), r.context) for r in every}
+    if len(texts) > 1:
+        if any(not samples for samples, _ in texts):
+            raise UsageError(f"--combine: {point} has draws that are not finite")
+        raise UsageError(f"--combine: {point} was measured on other texts: {sorted(texts)}")
+    found = parts([np.array([r.samples for r in draws]) for draws in ours])
+    rises = [_mean(draws, "bits_per_byte_rise") for draws in ours]
+    metrics = {
+        "noise_strength": ours[0][0].metrics["noise_strength"],
+        "models": len(ours),
+        "bits_per_byte_clean": statistics.fmean(_clean(draws) for draws in ours),
+        **named("bits_per_byte_rise", t_interval(rises)),
+    }
+    for name in ("noise", "text", "training"):
+        error = getattr(found, f"{name}_error")
+        if error is not None:
+            metrics[f"rise_{name}_error"] = error
+    note = f"{point}: {len(ours)} studies together"
+    if theirs:
+        others = [_mean(draws, "bits_per_byte_rise") for draws in theirs]
+        metrics |= named("rise_difference", paired_difference(rises, others))
+        clean = [_clean(draws) for draws in ours], [_clean(draws) for draws in theirs]
+        metrics |= named("bits_per_byte_difference", paired_difference(*clean))
+        note += f", less {len(theirs)} others, seed by seed"
+    return dataclasses.replace(
+        ours[0][0],
+        phase="noise",
+        metrics=metrics,
+        samples=tuple(rises),
+        sample_unit="bits/byte",
+        note=note,
+    )
+
+
+def _mean(draws: list[Record], name: str) -> float:
+    return statistics.fmean(record.metrics[name] for record in draws)
+
+
+def _clean(draws: list[Record]) -> float:
+    return _mean(draws, "bits_per_byte") - _mean(draws, "bits_per_byte_rise")
+
+
+def lines(records: list[Record]) -> list[str]:
+    """A row a point: the rise, and the standard errors of noise, text and training apart."""
+    out = [
+        f"{'noise':20} {'strength':>8} {'clean':>7} {'rise':>8} {'+-noise':>8} {'+-text':>8} "
+        f"{'+-training':>10} {'difference':>23}"
+    ]
+    for record in records:
+        m = record.metrics
+        errors = [
+            f"{m[f'rise_{name}_error']:.4f}" if f"rise_{name}_error" in m else ""
+            for name in ("noise", "text", "training")
+        ]
+        difference = ""
+        if "rise_difference" in m:
+            difference = f"{m['rise_difference']:.3f}"
+            if "rise_difference_low" in m:
+                ends = m["rise_difference_low"], m["rise_difference_high"]
+                difference += f" [{ends[0]:.3f}, {ends[1]:.3f}]"
+        out.append(
+            f"{record.note.partition(' at ')[0]:20.20} {m['noise_strength']:>8g} "
+            f"{m['bits_per_byte_clean']:>7.4f} {m['bits_per_byte_rise']:>8.4f} {errors[0]:>8} "
+            f"{errors[1]:>8} {errors[2]:>10} {difference:>23}".rstrip()
+        )
+    return out

@@ -1,0 +1,256 @@
+"""What a study's draws say together, as records: each strength, each noise, each projection."""
+
+import dataclasses
+import math
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ternax import robustness
+from ternax.estimate import t_interval
+from ternax.noise import make_noise
+from ternax.noise.bits import PackedNoise
+from ternax.noise_forecast import PROBE, Forecast, before_secded
+from ternax.noise_point import Study, record, rises
+from ternax.record import Record
+from ternax.robustness import Clean
+from ternax.targets import selected
+
+# Bits per byte that a model may lose: the strength where it does is the headline.
+LOSSES = {"005": 0.05, "020": 0.2}
+# What each projection is struck with alone, and how often at most.
+PROBE_SIGMA, PROBE_DRAWS = 0.3, 3
+# Seconds after programming that a refresh of analog cells is looked for in.
+MOST_SECONDS = 1e12
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Sums up draws of one study."""
+
+    study: Study
+    clean: Clean
+    forecast: Forecast | None
+
+    @property
+    def names(self) -> list[str]:
+        """The projections that are struck."""
+        found = selected(self.clean.model, self.study.select)
+        return [name for target in found for name in target.names()]
+
+    def strength(self, spec: str, strength: float, found: Sequence[Record]) -> Iterator[Record]:
+        """Over its draws, as measured and, where anything is foreseen, as predicted."""
+        noise, study = make_noise(spec, strength=strength), self.study
+        title = f"{spec} at {strength:g} on {study.select}, {study.draws} draws"
+        measured: dict[str, float] = {"noise_strength": strength, "noise_draws": study.draws}
+        predicted: dict[str, float] = {"noise_strength": strength}
+        finite = all(map(math.isfinite, rises(found)))
+        if finite:
+            measured |= self._spread(found)
+        measured["changed_count"] = round(
+            statistics.fmean(r.metrics["changed_count"] for r in found)
+        )
+        snr: tuple[float, ...] = ()
+        if robustness.predicts(noise) and whole_trits(study, self.clean):
+            keys = [study.key(draw) for draw in range(study.draws)]
+            products = list(robustness.products(self.clean, noise, keys, study.select))
+            means = [statistics.fmean(product.measured) for product in products]
+            measured["product_cosine"] = statistics.fmean(means)
+            predicted["product_cosine"] = statistics.fmean(p.plug_in for p in products)
+            forms = [p.closed_form for p in products if p.closed_form is not None]
+            if forms:
+                predicted["product_cosine_closed_form"] = statistics.fmean(forms)
+            predicted["product_cosine_error"] = max(
+                abs(mean - p.plug_in) for mean, p in zip(means, products, strict=True)
+            )
+            snr = tuple(statistics.fmean(p.snr_db) for p in products)
+            yield from self._snr(title, snr, products)
+            rise = None if self.forecast is None else self.forecast.rise(noise, self.names)
+            if rise is not None:
+                predicted["bits_per_byte_rise"] = rise
+        yield self.record(
+            title,
+            measured,
+            samples=tuple(rises(found)) if finite else (),
+            sample_unit="bits/byte",
+        )
+        if len(predicted) > 1:
+            yield self.record(title, predicted, kind="predicted")
+
+    def _spread(self, found: Sequence[Record]) -> dict[str, float]:
+        """Means of draws, with the intervals over draws and over the text."""
+        drawn, texts = robustness.rise_of(self.clean, [np.array(r.samples) for r in found])
+        metrics = named("bits_per_byte_rise", drawn)
+        for end, value in (("low", texts.low), ("high", texts.high)):
+            if value is not None:
+                metrics[f"bits_per_byte_rise_text_{end}"] = value
+        for name in ("kl_bits", "top1_agreement", "top5_agreement", "logit_cosine"):
+            metrics[name] = statistics.fmean(r.metrics[name] for r in found)
+        if all("first_divergence_tokens" in r.metrics for r in found):
+            metrics["first_divergence_tokens"] = statistics.fmean(
+                r.metrics["first_divergence_tokens"] for r in found
+            )
+        return metrics
+
+    def _snr(self, title: str, measured, products) -> Iterator[Record]:
+        """Output SNR by projection: as found, and by the plug-in."""
+        expected = [robustness.decibels(1.0, p.error_power) for p in products]
+        names = ", ".join(p.name for p in products)
+        for kind, found in (("measured", measured), ("predicted", expected)):
+            if all(map(math.isfinite, found)):
+                yield self.record(
+                    f"{title}: output SNR of {names}",
+                    {"output_snr_db": statistics.fmean(found)},
+                    kind=kind,
+                    samples=tuple(found),
+                    sample_unit="dB",
+                )
+
+    def tolerance(self, spec: str, points: Sequence[Sequence[Record]]) -> Record:
+        """The strengths at which the loss has risen by each of LOSSES, draw by draw, and the area
+        under the share of unchanged top-1 over the logarithm of the strength.
+
+        points: at each strength of the sweep, its draws.
+        """
+        strengths, draws = self.study.sweeps[spec], self.study.draws
+        metrics: dict[str, float] = {"noise_draws": draws}
+        for name, loss in LOSSES.items():
+            found = [
+                crossing(strengths, [rises([at[draw]])[0] for at in points], loss)
+                for draw in range(draws)
+            ]
+            reached = [math.log(value) for value in found if value is not None]
+            if len(reached) == draws:  # else the mean would be of the weaker draws alone
+                metrics |= named(f"tolerated_{name}", t_interval(reached).map(math.exp))
+        if len(strengths) > 1:
+            # What is not finite agrees with nothing.
+            areas = [
+                area(
+                    [math.log(s) for s in strengths],
+                    [at[draw].metrics.get("top1_agreement", 0.0) for at in points],
+                )
+                for draw in range(draws)
+            ]
+            metrics |= named("top1_area", t_interval(areas))
+        return self.record(f"{spec} on {self.study.select}: strengths tolerated", metrics)
+
+    def budget(self, spec: str) -> Iterator[Record]:
+        """Foreseen: how strong a noise the model may have for each loss, and each projection if
+        all have an equal share of it."""
+        if self.forecast is None:
+            return
+        forecast, names, strongest = self.forecast, self.names, self.study.sweeps[spec][-1]
+        noise = make_noise(spec, strength=strongest)
+        strongest = 1.0 if noise.bounded else 10 * strongest
+        if noise.when == "read" or not forecast.response.foresees(noise):
+            return
+        for name, loss in LOSSES.items():
+            metrics: dict[str, float] = {}
+            whole = forecast.largest(noise.with_strength, names, loss, strongest)
+            if whole is None:
+                continue
+            metrics[f"tolerated_{name}"] = whole
+            if isinstance(noise, PackedNoise) and noise.strength_name == "rate":
+                metrics[f"tolerated_{name}_secded"] = before_secded(whole)
+            seconds = self._refresh(spec, loss)
+            if seconds is not None:
+                metrics[f"refresh_{name}_s"] = seconds
+            each = [
+                forecast.largest(noise.with_strength, [one], loss / len(names), strongest)
+                for one in names
+            ]
+            known = [number for number in each if number is not None]
+            yield self.record(
+                f"{spec} on {self.study.select}: budget for {loss:g} bits per byte, by projection "
+                f"at equal shares: {', '.join(names)}",
+                metrics,
+                kind="predicted",
+                samples=tuple(known) if len(known) == len(names) else (),
+                sample_unit=noise.strength_name,
+            )
+
+    def _refresh(self, spec: str, loss: float) -> float | None:
+        """Seconds after programming at which phase-change cells, as measured, cost the loss."""
+        if self.forecast is None or spec.partition(",")[0] != "pcm" or "seconds" in spec:
+            return None
+
+        def after(seconds):
+            return make_noise(f"{spec},seconds={seconds!r}", strength=1.0)
+
+        return self.forecast.largest(after, self.names, loss, MOST_SECONDS)
+
+    def alone(self, name: str, found: Sequence[Record]) -> Iterator[Record]:
+        """A projection's line: the rise with the probe on it alone, and its sensitivity."""
+        probe = make_noise(PROBE, strength=PROBE_SIGMA)
+        title = f"{PROBE} on {name} alone"
+        product = next(robustness.products(self.clean, probe, [], re.escape(name)))
+        mean = statistics.fmean(rises(found))
+        metrics = {
+            "noise_strength": PROBE_SIGMA,
+            "sensitivity": mean / shape_error(product.plug_in),
+        }
+        metrics |= named("bits_per_byte_rise", t_interval(rises(found)))
+        yield self.record(title, metrics)
+        if self.forecast is not None:
+            rise = self.forecast.rise(probe, [name])
+            if rise is not None:
+                metrics = {"noise_strength": PROBE_SIGMA, "bits_per_byte_rise": rise}
+                yield self.record(title, metrics, kind="predicted")
+
+    def control(self, name: str, spec: str, strength: float, found: Sequence[Record]) -> Record:
+        """A control's draws, beside the point it belongs to."""
+        metrics: dict[str, float] = {"noise_strength": strength, "noise_draws": len(found)}
+        if all(map(math.isfinite, rises(found))):
+            metrics |= named("bits_per_byte_rise", t_interval(rises(found)))
+        metrics["changed_count"] = round(
+            statistics.fmean(r.metrics["changed_count"] for r in found)
+        )
+        return self.record(f"{name}: {spec} at {strength:g} on {self.study.select}", metrics)
+
+    def record(self, title: str, metrics: dict, **fields) -> Record:
+        return record(self.study, self.clean, title, metrics, phase="noise", **fields)
+
+
+def whole_trits(study: Study, clean: Clean) -> bool:
+    """Whether products are foreseen: of whole projections, and only where all struck are trits."""
+    if any(make_noise(spec, strength=s[0]).domain == "norms" for spec, s in study.sweeps.items()):
+        return False
+    names = [name for target in selected(clean.model, study.select) for name in target.names()]
+    return study.rows == 1 and all(name in clean.codes for name in names)
+
+
+def shape_error(cosine: float) -> float:
+    """1 / cos^2 - 1: the error's power over the outputs', behind the gain that fits best."""
+    return 1 / max(cosine, 1e-3) ** 2 - 1
+
+
+def area(x: Sequence[float], y: Sequence[float]) -> float:
+    """The mean of y along x, by trapezoids: 1 where y is always 1."""
+    return float(np.trapezoid(y, x)) / (x[-1] - x[0])
+
+
+def crossing(strengths: Sequence[float], rises: Sequence[float], loss: float) -> float | None:
+    """The strength where the rise reaches `loss`, on the logarithm of both; None if it does not.
+
+    Below the least strength the rise is taken to grow in proportion to it.
+    """
+    for i, (strength, rise) in enumerate(zip(strengths, rises, strict=True)):
+        if rise < loss:
+            continue
+        if i == 0:
+            return strength * loss / rise
+        low, before = strengths[i - 1], rises[i - 1]
+        if before <= 0 or not math.isfinite(rise):
+            share = (loss - before) / (rise - before) if math.isfinite(rise) else 0.0
+            return low + (strength - low) * share
+        share = math.log(loss / before) / math.log(rise / before)
+        return low * (strength / low) ** share
+    return None
+
+
+def named(name: str, found) -> dict[str, float]:
+    """A metric and its interval's ends, where it has them."""
+    values = {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    return {key: value for key, value in values.items() if value is not None}

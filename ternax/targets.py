@@ -1,0 +1,141 @@
+"""What of a packed model a noise can strike, by name, and what it cannot."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from flax import nnx
+
+from ternax.configs import nearest
+from ternax.edit import is_packed, packed_parts
+from ternax.errors import UsageError
+from ternax.kernels.packing import FLOAT_FORMATS
+from ternax.models import Decoder
+from ternax.nn.norm import RMSNorm
+from ternax.nn.table import PackedTable
+from ternax.noise.bits import PackedNoise
+from ternax.noise.model import NoiseModel
+
+# What a pattern selects if it does not say: every projection.
+EVERYTHING = r"layers\..*"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One matrix of the model, or one stack of them.
+
+    Attributes:
+      name: "layers.*.mlp.up", or "embedding", "head".
+      node: the module that holds it.
+      first, width: its rows among the node's, which may hold several fused.
+      layers: which layers of the stack are selected; (0,) where there is no stack.
+      first_layer: the model's number of the stack's first layer.
+    """
+
+    name: str
+    node: Any  # PackedLinear, PackedTable or NoisyLinear
+    first: int
+    width: int
+    layers: tuple[int, ...]
+    first_layer: int = 0
+
+    def numbers(self) -> list[int]:
+        """The selected layers, as the model counts them."""
+        return [self.first_layer + layer for layer in self.layers]
+
+    def names(self) -> list[str]:
+        return [self.name.replace("*", str(number)) for number in self.numbers()]
+
+
+def targets(model: Decoder) -> Iterator[Target]:
+    """Everything that weights are stored in, all layers of it."""
+    layers = tuple(range(model.config.num_layers))
+    first: dict[int, int] = {}
+    for name, linear in packed_parts(model):
+        start = first.get(id(linear), 0)
+        width = dict(linear.parts)[name.rpartition(".")[2]]
+        first[id(linear)] = start + width
+        yield Target(name, linear, start, width, layers, model.first_layer)
+    for name in ("embedding",) if model.config.tie_embeddings else ("embedding", "head"):
+        table = getattr(model, name)
+        yield Target(name, table, 0, table.shape[1], (0,))
+
+
+def norms(model: Decoder) -> Iterator[Target]:
+    """The norms, all layers of them."""
+    layers = tuple(range(model.config.num_layers))
+    for path, node in nnx.iter_modules(model):
+        if isinstance(node, RMSNorm):
+            head, *rest = map(str, path)
+            stack = head == "layers"
+            name = ".".join([head, "*", *rest]) if stack else head
+            width = node.weight.get_value().shape[-1]
+            yield Target(name, node, 0, width, layers if stack else (0,), model.first_layer)
+
+
+def selected(
+    model: Decoder, select: str, layers: range | None = None, domain: str = ""
+) -> list[Target]:
+    """The targets that a pattern selects, each with its layers; the norms in domain "norms".
+
+    Raises:
+      UsageError: no packed model, or none of its names match.
+    """
+    if not is_packed(model):
+        raise UsageError("noise: expected a packed model, found a float one: pack_model(model)")
+    try:
+        pattern = re.compile(select)
+    except re.error as error:
+        raise UsageError(f"select: {select!r} is no regular expression: {error}") from error
+    found, names = [], []
+    for target in norms(model) if domain == "norms" else targets(model):
+        names += target.names()
+        kept = tuple(
+            layer
+            for layer, number, name in zip(
+                target.layers, target.numbers(), target.names(), strict=True
+            )
+            if pattern.fullmatch(name) and (layers is None or number in layers)
+        )
+        if kept:
+            found.append(dataclasses.replace(target, layers=kept))
+    if not found:
+        near = ", ".join(nearest(select, names)[:4])
+        where = "" if layers is None else f" in layers {layers.start} to {layers.stop - 1}"
+        raise UsageError(f"select: nothing is named {select!r}{where}; nearest: {near}")
+    return found
+
+
+def check_domain(noise: NoiseModel, chosen: list[Target], rows: float = 1.0) -> None:
+    """UsageError where a target does not hold what the noise strikes."""
+    if noise.domain == "norms":
+        if rows < 1:
+            raise UsageError(f"noise on norms is on whole norms, found rows {rows}")
+        return
+    for target in chosen:
+        format, table = target.node.format, isinstance(target.node, PackedTable)
+        what = f"{target.name} in {format}"
+        if noise.domain == "codes" and format != "trit2":
+            raise UsageError(f"noise on trits: expected weights in trit2, found {what}")
+        if isinstance(noise, PackedNoise) and noise.storage != "canonical" and format != "trit2":
+            raise UsageError(f"noise: storage {noise.storage} is of trits, found {what}")
+        if noise.domain == "scale" and format in FLOAT_FORMATS:
+            raise UsageError(f"noise on scales: expected weights with scales, found {what}")
+        if noise.domain == "weights" and (format in FLOAT_FORMATS or table):
+            raise UsageError(f"analog noise: expected projections of integer codes, found {what}")
+        if noise.when == "read" and (table or rows < 1):
+            raise UsageError(f"noise at read time is on whole projections, found {what}")
+        if noise.when == "read":
+            _check_shared_inputs(target, chosen)
+
+
+def _check_shared_inputs(target: Target, chosen: list[Target]) -> None:
+    """Fused parts read one input: all of them are selected in a layer, or none."""
+    together = [other for other in chosen if other.node is target.node]
+    parts = [part for part, _ in target.node.parts]
+    if len(together) < len(parts) or any(other.layers != target.layers for other in together):
+        raise UsageError(
+            f"noise at read time: {', '.join(parts)} read one input; select all of them, in the "
+            f"same layers, or none; found {', '.join(other.name for other in together)}"
+        )
