@@ -102,7 +102,7 @@ inline void blend(const float* weight, int64_t slots, const char* store, int64_t
 
 // e^(score - peak) over the sum of all, in place, times `scale` of each slot where given.
 inline void softmax(float* score, int64_t count, const float* scale) {
-  Floats peaks = Floats{} - 1e30f, sums{};
+  Floats peaks = Floats{} - INFINITY, sums{};
   int64_t s = 0;
   for (; s + kLanes <= count; s += kLanes) peaks = maximum(peaks, load_floats(score + s));
   float peak = largest(peaks);
@@ -201,10 +201,9 @@ static void attend(const Attention& call, int64_t pair, int64_t first, int64_t l
     float* out[4];
     for (int64_t j = 0; j < n; j++)
       out[j] = call.out + ((b * call.tokens + (i + j) / share) * call.heads + g * share + (i + j) % share) * width;
-    if (kStore == 1 && n == 4 && seen(i) == used && in_digits(width)) {
-      digit_attend(queries, width, k, k_scale, v, v_scale, used, slots, memory, out);
+    if (kStore == 1 && n == 4 && seen(i) == used &&
+        digit_attend(queries, width, k, k_scale, v, v_scale, used, slots, memory, out))
       continue;
-    }
     if (n == 4)
       scores<kStore, 4>(queries, width, k, k_scale, used, slots, memory);
     else

@@ -18,6 +18,9 @@ constexpr int64_t kMostWide = 256;          // columns of a head
 constexpr int64_t kKeysAhead = 8192;        // distance at which keys are asked for
 // The largest whole numbers of three digits, less what rounding a product may add.
 constexpr float kMostSigned = 8355700.0f, kMostUnsigned = 16777208.0f;
+// Weights share one scale, so that those of slots with small scales have fewer bits. Down to this
+// part of the largest they are right within 2^-15, a 128th of what storing the slot as int8 took.
+constexpr float kMostUneven = 1024.0f;
 
 // row[digit * kQueries + query]: a digit of the values summed over, four bytes a step.
 struct Digits {
@@ -25,8 +28,8 @@ struct Digits {
   float scale[kQueries];
 };
 
-// `most` in digits is `peak`: what turns values into whole numbers, and what turns those back.
-inline float digits_of(float peak, float most, int q, Digits& digits) {
+// `most` in digits is `peak`: returns what turns values into whole numbers, keeps what turns those back.
+inline float set_scale(float peak, float most, int q, Digits& digits) {
   peak = larger(peak, 1e-30f);
   digits.scale[q] = peak / most;
   return most / peak;
@@ -161,8 +164,17 @@ inline void in_order(const Floats* turned, int64_t width, float by, float* out) 
   }
 }
 
-// Whether a head is of a width that the two below know.
-inline bool in_digits(int64_t width) { return width % kWidth == 0 && width <= kMostWide; }
+// Whether values of `count` slots can be blended by digits; their largest scale into `most`.
+inline bool even(const float* scale, int64_t count, float& most) {
+  if (count < kLanes) return false;
+  Floats high{}, low = Floats{} - INFINITY;  // low: of the scales' negatives
+  for (int64_t s = 0; s < count; s += kLanes) {
+    const Floats by = load_floats(scale + std::min(s, count - kLanes));
+    high = maximum(high, by), low = maximum(low, -by);
+  }
+  most = largest(high);
+  return !(most > kMostUneven * -largest(low));  // so for a NaN, which the digits' scale then shows
+}
 
 // out[q * slots + s] = query q . row(s) * scale[s] for `count` rows; the largest of each query into peak.
 inline void digit_scores(const float* query, int64_t width, const char* store, const float* scale, int64_t count,
@@ -175,13 +187,13 @@ inline void digit_scores(const float* query, int64_t width, const char* store, c
   for (int q = 0; q < kQueries; q++, query += width) {
     Floats most{};
     for (int64_t e = 0; e < width; e += kLanes) most = maximum(most, magnitude(load_floats(query + e)));
-    const float by = digits_of(largest(most), kMostSigned, q, digits);
+    const float by = set_scale(largest(most), kMostSigned, q, digits);
     for (int64_t e = 0; e < width; e += kWidth) {
       Floats x[4];
       for (int j = 0; j < 4; j++) x[j] = load_floats(query + e + j * kLanes) * by;
       put_digits<true>(x, e, q, digits);
     }
-    peaks[q] = Floats{} - 1e30f, peak[q] = -1e30f;
+    peaks[q] = Floats{} - INFINITY, peak[q] = -INFINITY;
   }
   for (int r = 0; r < kDigitRows; r++)
     offset[r] = _mm512_set1_epi32(-128 * std::accumulate(digits.row[r], digits.row[r] + width, 0));
@@ -229,15 +241,15 @@ inline void weigh(const float* score, float peak, const float* scale, float by, 
   }
 }
 
-// out[q] = sum over s of e^(score(q, s) - peak[q]) scale[s] row(s), over the sum of those powers.
+// out[q] = sum over s of e^(score(q, s) - peak[q]) scale[s] row(s), over the sum of those powers;
+// no scale is over `most`.
 inline void digit_blend(const float* score, const float peak[kQueries], int64_t slots, const char* store,
-                        const float* scale, int64_t count, int64_t width, float* const out[kQueries]) {
+                        const float* scale, float most, int64_t count, int64_t width, float* const out[kQueries]) {
   Digits digits;
   alignas(64) uint8_t turned[kBlock * kMostWide];
   char copy[kBlock * kMostWide];
-  Floats sums[kQueries][kMostWide / kLanes] = {}, totals[kQueries] = {}, most{};
-  for (int64_t s = 0; s < count; s += kLanes) most = maximum(most, load_floats(scale + s, count - s));
-  const float by = digits_of(largest(most), kMostUnsigned, 0, digits);  // no power is over 1
+  Floats sums[kQueries][kMostWide / kLanes] = {}, totals[kQueries] = {};
+  const float by = set_scale(most, kMostUnsigned, 0, digits);  // no power is over 1
   for (int64_t s = 0; s < count; s += kBlock) {
     const int64_t n = std::min(kBlock, count - s), steps = (n + 7) / 8 * 2;
     for (int q = 0; q < kQueries; q++) weigh(score + q * slots + s, peak[q], scale + s, by, n, q, digits, totals[q]);
@@ -256,20 +268,23 @@ inline void digit_blend(const float* score, const float peak[kQueries], int64_t 
     }
   }
   for (int q = 0; q < kQueries; q++) {
-    const float total = sum(totals[q]);
-    in_order(sums[q], width, total == 0 ? 0.0f : 1.0f / total, out[q]);
+    in_order(sums[q], width, 1.0f / sum(totals[q]), out[q]);
   }
 }
 
-// Four queries that see the same `count` slots of one head; memory: scores, 4 * slots.
-inline void digit_attend(const float* query, int64_t width, const char* k, const float* k_scale, const char* v,
+// Four queries that see the same `count` slots of one head; memory: scores, 4 * slots. False where
+// digits will not do, with nothing written.
+inline bool digit_attend(const float* query, int64_t width, const char* k, const float* k_scale, const char* v,
                          const float* v_scale, int64_t count, int64_t slots, float* memory, float* const out[kQueries]) {
-  float peak[kQueries];
+  float peak[kQueries], most;
+  if (width % kWidth || width > kMostWide || !even(v_scale, count, most)) return false;
   digit_scores(query, width, k, k_scale, count, slots, memory, peak);
-  digit_blend(memory, peak, slots, v, v_scale, count, width, out);
+  digit_blend(memory, peak, slots, v, v_scale, most, count, width, out);
+  return true;
 }
 #else
-inline bool in_digits(int64_t) { return false; }
-inline void digit_attend(const float*, int64_t, const char*, const float*, const char*, const float*, int64_t, int64_t,
-                         float*, float* const[4]) {}
+inline bool digit_attend(const float*, int64_t, const char*, const float*, const char*, const float*, int64_t, int64_t,
+                         float*, float* const[4]) {
+  return false;
+}
 #endif

@@ -328,6 +328,50 @@ def test_attention_over_int8_shows_what_is_not_finite(isa, gone_wrong):
     assert finite[1].tolist() == [gone_wrong == "query"] * 3 + [False]
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "case, width, used",
+    [
+        ("lowest codes", 256, 300),
+        ("lowest codes", 192, 129),
+        ("one slot", 64, 1),
+        ("one loud value", 128, 200),
+        ("scores under -1e30", 64, 33),
+        ("scores under -1e30", 20, 33),
+    ],
+)
+def test_attention_over_int8_at_extremes(isa, case, width, used):
+    """Against float64, each column by the size of what is summed in it."""
+    random = np.random.default_rng(9)
+    groups, share = 2, 4
+    k, v = random.integers(-127, 128, (2, 1, groups, used, width)).astype(np.int8)
+    k_scale, v_scale = random.uniform(0.005, 0.01, (2, 1, groups, used)).astype(np.float32)
+    q = random.standard_normal((1, 1, groups * share, width)).astype(np.float32)
+    new = random.standard_normal((2, 1, 1, groups, width)).astype(np.float32)
+    if case == "lowest codes":
+        k, v, q = np.full_like(k, -128), np.full_like(v, -128), -np.abs(q)
+    elif case == "one loud value":  # 0 in every column but one
+        v[:, :, 7, 1:], v[:, :, 7, 0], v_scale[:, :, 7] = 0, 127, 1e9
+    elif case == "scores under -1e30":  # slot 5 has the highest, by more than exp tells from 0
+        k[..., 0], k_scale[:], k_scale[..., 5], q[:] = 127, 1e30, 5e29, 0
+        q[..., 0], new[0, ..., 0] = -np.sqrt(width), 127e30
+    half = np.zeros((1, 1, 1, width // 2), np.float32)
+    out, *after = cpu.step(
+        jnp.asarray(np.concatenate([q, *new], 2).reshape(1, 1, -1)),
+        (jnp.asarray(half + 1), jnp.asarray(half)),
+        *(jnp.asarray(x[None]) for x in (k, v, k_scale, v_scale)),
+        jnp.zeros(1, jnp.int32),
+        jnp.int32(used - 1),
+        jnp.int32(0),
+        config={"isa": isa, "threads": 2},
+    )
+    k, v, k_scale, v_scale = (np.asarray(x[0], np.float64) for x in after)
+    k, v = k * k_scale[..., None], v * v_scale[..., None]
+    expected, size = (attention_oracle(q, k, x, [0], used - 1) for x in (v, np.abs(v)))
+    off = np.abs(out - expected)
+    assert (off <= 1e-5 * size).all(), (off / size).max()
+
+
 def test_a_layer_out_of_range_is_refused_not_read():
     w = packed("trit2", 32, 4, np.random.default_rng(0))[1]
     x = jnp.zeros((1, 32), jnp.int8)

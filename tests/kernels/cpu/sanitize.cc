@@ -146,6 +146,14 @@ struct Sweep {
               const int64_t batch = 1 + r.below(3), groups = 1 + r.below(3), share = 1 + r.below(8);
               step(bench, {isa, store, batch, groups, share, tokens, width > 66 ? 128 : width, slots, length, 1 + static_cast<int>(r.below(8))}, r);
             });
+      // Heads whose queries come in fours, over contexts of more than a block.
+      for (int64_t width : {64, 128, 192, 256})
+        for (int64_t share : {4, 6, 8})
+          for (int64_t tokens : {1, 2, 3})
+            (*this)([&](Random& r) {
+              const int64_t length = r.below(300), slots = length + tokens + r.below(9);
+              step(bench, {isa, store, 1 + r.below(2), 1 + r.below(2), share, tokens, width, slots, length, 1 + static_cast<int>(r.below(8))}, r);
+            });
       for (int threads = 1; threads <= 8; threads++)  // long enough to be shared out
         always([&](Random& r) { step(bench, {isa, store, 2, 2, 1 + threads % 3, 15 + 3 * threads, 64, 70, 19, threads}, r); });
     }
