@@ -16,6 +16,7 @@ import sys
 import textwrap
 
 from ternax import curves, drawing, measure, sweep, turns
+from ternax.config import first_layers
 from ternax.errors import UsageError
 from ternax.experiments import flags
 from ternax.record import Record, Store, open_store
@@ -192,6 +193,8 @@ def in_turn(args) -> None:
     axes = [sweep.parse_axis(text, args.config) for text in args.axis or ["context"]]
     if [axis.name for axis in axes] != ["context"]:
         raise UsageError("--in_turn is for one --axis=context:V,...: other points are other models")
+    if "prompt_length" in args.given:
+        raise UsageError("--prompt_length is not for --in_turn: prompts fill what the rounds leave")
     if args.threads is not None:
         measure.limit_threads(args.threads)
     study = turns.Turns(
@@ -211,7 +214,10 @@ def in_turn(args) -> None:
         axis = f"--axis=context:{','.join(axes[0].values)}"
         words = " ".join([axis, *flags.words(args, {"axis", "output_dir", "debug", "profile_dir"})])
         found = turns.run(
-            args.config, study, flags_text=words, say=lambda line: print(line, flush=True)
+            first_layers(args.config, args.layers),
+            study,
+            flags_text=words,
+            say=lambda line: print(line, flush=True),
         )
         for record in found:
             store.append(record)

@@ -27,7 +27,9 @@ METRICS: dict[str, Metric] = {
     "gb_per_s": Metric("1e9 bytes/s", "bytes that had to move, over the time it took"),
     # Beside another program: the samples of such a record are the ratios, a round each.
     "round": Metric("count", "which round of an interleaved comparison, from 1"),
-    "speed_ratio": Metric("", "our tokens/s over the peer's in the same round, median"),
+    "speed_ratio": Metric(
+        "", "tokens/s over a peer's or the shortest context's in the same round, median"
+    ),
     "speed_ratio_low": Metric("", "lower end of the median's 95 % interval"),
     "speed_ratio_high": Metric("", "upper end of the median's 95 % interval"),
     # The line through steps of several sizes: t = fixed_ms + bytes / streaming rate.

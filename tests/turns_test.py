@@ -15,12 +15,14 @@ def test_contexts_decode_in_turn_behind_prompts_of_their_length(tmp_path, capsys
         "--in_turn",
         "--rounds=4",
         "--num_tokens=2",
+        "--layers=1",
     ]
     assert scaling.main([*words, f"--output_dir={tmp_path}"]) == 0
     shown = capsys.readouterr().out
     short, long, ratio = read_records(tmp_path / "results.jsonl")
     assert (short.context, long.context, ratio.context) == (12, 40, 40)
     assert all(len(r.samples) == 4 and r.kind == "measured" for r in (short, long, ratio))
+    assert {r.layers for r in (short, long, ratio)} == {1}
     assert ratio.samples == tuple(a / b for a, b in zip(short.samples, long.samples, strict=True))
     assert f"{ratio.metrics['speed_ratio']:.3f} too few rounds for an interval" in shown
     assert "speed at context 40 over 12, round by round in turn" in shown
@@ -47,6 +49,7 @@ def test_six_rounds_give_an_interval():
         (["--axis=context:8,40", "--rounds=4", "--num_tokens=2"], "a context of 8 holds less"),
         (["--axis=context:40,80", "--num_tokens=17"], "1 to 16 in turn"),
         (["--axis=batch:1,2"], "--in_turn is for one --axis=context"),
+        (["--axis=context:40,80", "--prompt_length=9"], "--prompt_length is not for --in_turn"),
     ],
 )
 def test_what_cannot_take_turns_is_refused(words, said, tmp_path, capsys):
