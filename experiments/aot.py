@@ -16,7 +16,12 @@ from ternax.table import binary, row
 
 def aot_flags(define):
     define.section("Ahead of time")
-    define.string("mesh", "tensor:4", "devices along data and tensor", form="AXIS:N,...")
+    define.string(
+        "mesh",
+        "tensor:4",
+        "devices along data and tensor; auto:4 takes the best split of four, and says why",
+        form="AXIS:N,...|auto:N",
+    )
     define.string("device", "h200", "the GPU, as in kernels.aot", form="NAME")
     define.integer("batch", 1, "sequences decoded together", lower=1)
     define.integer("context", 4096, "tokens of each, prompt and new", lower=4)
@@ -25,13 +30,19 @@ def aot_flags(define):
 
 def aot(args) -> None:
     """The command: compile, and hold bytes and exchanges against the plan."""
-    from ternax import ahead, cost, mesh
+    from ternax import ahead, cost, mesh, mesh_choice
     from ternax.sharding import layout_for
     from ternax.workload import Workload
 
-    sizes = mesh.parse(args.mesh)
-    place = ahead.mesh_of(args.device, sizes)
     config = first_layers(args.config, args.layers)
+    if counted := mesh.of_auto(args.mesh):
+        machine = mesh_choice.of_catalogue(args.device, counted)
+        choice = mesh_choice.choose(config, machine, batch=args.batch, context=args.context)
+        print(*choice.lines(), sep="\n", flush=True)
+        sizes = choice.sizes
+    else:
+        sizes = mesh.parse(args.mesh)
+    place = ahead.mesh_of(args.device, sizes)
     workload = Workload(batch=args.batch, prompt_length=args.context - 3, num_tokens=3)
     layout = layout_for(place, config)
     if layout is None:

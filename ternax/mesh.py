@@ -1,4 +1,4 @@
-"""`--mesh=data:2,tensor:4`: what it says, and the devices it is made of.
+"""`--mesh=data:2,tensor:4`, or `auto`: what it says, and the devices it is made of.
 
 Axes: `data` splits the batch and copies the weights; `tensor` splits every matrix and the KV
 cache; `fsdp` splits batch, weights and optimizer alike and gathers a weight when it is used,
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from ternax.errors import UsageError
 
 AXES = ("data", "fsdp", "tensor")
+AUTO = "auto"
 
 
 def parse(text: str) -> dict[str, int]:
@@ -23,11 +24,21 @@ def parse(text: str) -> dict[str, int]:
         if axis not in AXES or axis in seen or not size.isdecimal() or int(size) < 1:
             raise UsageError(
                 f"mesh: expected sizes of {', '.join(AXES)}, each once, such as "
-                f"data:2,tensor:4; found {text!r}"
+                f"data:2,tensor:4, or auto; found {text!r}"
             )
         seen.add(axis)
         sizes[axis] = int(size)
     return sizes
+
+
+def of_auto(text: str) -> int | None:
+    """Devices that "auto:4" is to choose among, 0 for "auto": all there are; None: not auto."""
+    word, _, count = text.partition(":")
+    if word != AUTO:
+        return None
+    if ":" in text and not (count.isdecimal() and int(count)):
+        raise UsageError(f"mesh: expected auto, or auto:4 for so many devices, found {text!r}")
+    return int(count or 0)
 
 
 def describe(sizes: Mapping[str, int]) -> str:

@@ -40,22 +40,24 @@ class Workload:
     def context(self) -> int:
         return self.prompt_length + self.num_tokens
 
-    def plan(self, config: ModelConfig, device=None, layout: Layout | None = None) -> cost.Plan:
-        """What it needs with this model on this machine. UsageError where it cannot be done."""
-        available = cost.available_bytes(device)
-        if layout is not None and available is not None:
-            available //= measure.sharing(device)
-        return cost.plan(
-            config,
+    @property
+    def of_plan(self) -> dict:
+        """What `cost.plan` counts of it."""
+        return dict(
             batch=self.batch,
             context=self.context,
             prompt=self.prompt_length,
             kv_dtype=self.kv_dtype,
             embed_dtype=self.embed_dtype,
             head_dtype=self.head_dtype,
-            available_bytes=available,
-            layout=layout,
         )
+
+    def plan(self, config: ModelConfig, device=None, layout: Layout | None = None) -> cost.Plan:
+        """What it needs with this model on this machine. UsageError where it cannot be done."""
+        available = cost.available_bytes(device)
+        if layout is not None and available is not None:
+            available //= measure.sharing(device)
+        return cost.plan(config, available_bytes=available, layout=layout, **self.of_plan)
 
     def tokens(self, config: ModelConfig):
         """int32 [B, T]: the prompt's tokens, or random ones from the seed."""

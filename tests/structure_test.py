@@ -73,7 +73,7 @@ LAYERS = (
     ("ternax.interop",),
     ("ternax.checkpoint.box",),
     ("ternax.engine", "ternax.cost", "ternax.evaluate"),
-    ("ternax.compiled", "ternax.placement", "ternax.run_folder"),
+    ("ternax.compiled", "ternax.mesh_choice", "ternax.placement", "ternax.run_folder"),
     ("ternax.robustness", "ternax.train"),
     ("ternax.noise_study", "ternax.training"),
     ("ternax.dispatch", "ternax.harness", "ternax.workload"),
