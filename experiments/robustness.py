@@ -14,6 +14,7 @@ import textwrap
 from ternax import measure
 from ternax.checkpoint import box
 from ternax.errors import UsageError
+from ternax.evaluate import BATCH
 from ternax.experiments import flags, mesh_flag
 from ternax.experiments.progress import progress
 from ternax.noise import make_noise
@@ -107,10 +108,11 @@ def robustness(args) -> None:
         measure.limit_threads(args.threads)
     if args.profile_dir:
         raise UsageError("--profile_dir is for experiments.decode: nothing is timed here")
-    mesh = mesh_flag.mesh_of(args)
+    source = box.find(args.config)
+    work = {"batch": BATCH, "context": args.length, "positions": args.length}
+    mesh = mesh_flag.mesh_of(args, source.config, **work)
     text = heldout.open_text(args.text)
     windows = measured.spread_windows(heldout.windows(text, args.length), args.sequences)
-    source = box.find(args.config)
     study = noise_study.Study(
         config=source.config.name,
         sweeps=sweeps(args),

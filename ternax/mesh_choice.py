@@ -172,7 +172,8 @@ def choose(
         raise UsageError(f"--mesh=auto: {config.name} does not split over {machine.count}: {said}")
     running = [option for option in possible if not option.why]
     if running:
-        best = max(running, key=lambda option: option.tokens_per_s)
+        # What rounds apart is equal, and of equals the first has the fewest devices.
+        best = max(running, key=lambda option: float(f"{option.tokens_per_s:.6g}"))
     else:
         best = min(possible, key=lambda option: option.plan.total_bytes if option.plan else 0)
     return Choice(machine, tuple(options), best)
