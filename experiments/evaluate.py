@@ -71,7 +71,9 @@ def load(
     i2_s: str | None = None,
     mesh=None,
 ):
-    """The model of a path or name, on a mesh if there is one. A name's floats depend on the seed alone, not on the scheme.
+    """The model of a path or name, on a mesh if there is one.
+
+    A name's floats depend on the seed alone, not on the scheme.
 
     `ternax.load` would make a name's codes without floats: another model for each scheme,
     which nothing could be compared with.

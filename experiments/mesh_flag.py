@@ -21,9 +21,10 @@ def mesh_flags(define) -> None:
     define.string(
         "mesh",
         None,
-        "devices along data (the batch), tensor (every matrix, the cache) and, in training, fsdp "
-        "(batch and weights): data:2,tensor:4; on a processor they share its cores and memory; "
-        "auto takes the split of least predicted time and says why, auto:4 of four devices",
+        "devices along data (the batch), tensor (every matrix, the cache), sequence (long caches) "
+        "and, in training, fsdp (batch and weights): data:2,tensor:4; on a processor they share "
+        "its cores and memory; auto takes the split of least predicted time and says why, auto:4 "
+        "of four devices",
         form="AXIS:N,...|auto",
         default_text="one device",
     )
@@ -63,6 +64,8 @@ def mesh_of(args, config: ModelConfig | None = None, **work):
     if counted is not None and config is None:
         raise UsageError("--mesh=auto weighs packed models at work: name a mesh, such as fsdp:2")
     sizes = None if args.mesh is None or counted is not None else mesh.parse(args.mesh)
+    if sizes and sizes["sequence"] > 1 and (config is None or work.get("positions", 1) > 1):
+        raise UsageError(f"--mesh={args.mesh}: sequence splits a KV cache, and here is none")
     plan_only = getattr(args, "plan_only", False)
     if sizes and plan_only:
         return mesh.abstract_mesh(sizes)
@@ -116,15 +119,24 @@ def table(layout, workload) -> list[str]:
     """What each tensor becomes on a device; nothing without a layout."""
     if layout is None:
         return []
+    import jax
     from flax import nnx
 
+    from ternax.nn.cache import init_cache
     from ternax.random_weights import abstract_part
-    from ternax.sharding import lines
+    from ternax.sharding import CACHE, lines
 
     part, specs = abstract_part(
         layout, embed_dtype=workload.embed_dtype, head_dtype=workload.head_dtype
     )
-    found = list(lines(layout, nnx.state(part), specs))
+    rows = workload.batch // layout.batch
+    context = layout.local_context(workload.context)
+    cache = jax.eval_shape(
+        lambda: init_cache(layout.local_config, rows, context, workload.kv_dtype)
+    )
+    tree = {"": nnx.state(part), "cache": {"k": cache.k, "v": cache.v}}
+    specs |= dict.fromkeys(("cache.k", "cache.v"), layout.partition(CACHE))
+    found = list(lines(layout, tree, specs))
     if layout.across and not layout.vocab_across:
         vocab = layout.config.vocab_size
         found.append(f"a vocabulary of {vocab:,} does not divide by {layout.tensor}: tables whole")

@@ -101,7 +101,7 @@ def usual(spec: str) -> tuple[float, ...]:
 
 def robustness(args) -> None:
     """The command: load, look at the clean model, sweep, say what was found."""
-    from ternax import edit, heldout, noise_study
+    from ternax import heldout, noise_study
     from ternax import robustness as measured
 
     if args.threads is not None:
@@ -125,7 +125,6 @@ def robustness(args) -> None:
         flags_text=args.command_line,
     )
     model = load(args.config, text, args.seed, mesh)
-    edit.check_whole(model, "robustness")
     noise_study.check(study, model)
     with open_store(args.output_dir, "robustness", study.config, "noise") as store:
         with progress("robustness", None, "") as advance:

@@ -96,8 +96,9 @@ def _abstract(layout: Layout, workload: Workload):
     for path, variable in nnx.to_flat_state(leaves):
         variable.set_value(there(variable.get_value(), specs[".".join(map(str, path))]))
     rows = workload.batch // layout.batch
+    context = layout.local_context(workload.context)
     local = jax.eval_shape(
-        lambda: init_cache(layout.local_config, rows, workload.context, workload.kv_dtype)
+        lambda: init_cache(layout.local_config, rows, context, workload.kv_dtype)
     )
     cache = jax.tree.map(there, local, cache_specs(layout, local))
     by_row = layout.partition(["batch"])

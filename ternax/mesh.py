@@ -1,8 +1,9 @@
 """`--mesh=data:2,tensor:4`, or `auto`: what it says, and the devices it is made of.
 
 Axes: `data` splits the batch and copies the weights; `tensor` splits every matrix and the KV
-cache; `fsdp` splits batch, weights and optimizer alike and gathers a weight when it is used,
-which pays in training alone.
+cache by heads; `sequence` splits the cache alone, by slots, for contexts that are long; `fsdp`
+splits batch, weights and optimizer alike and gathers a weight when it is used, which pays in
+training alone.
 """
 
 import math
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 
 from ternax.errors import UsageError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 AUTO = "auto"
 
 

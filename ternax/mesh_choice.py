@@ -159,11 +159,13 @@ def choose(
     """
     ways = [n for n in range(1, machine.count + 1) if machine.count % n == 0]
     options = []
-    for data, tensor in itertools.product(ways, ways):
-        used = data * tensor
+    # A text that is read at once has no cache to split, and rows go over data.
+    stretches = ways if positions == 1 and work.get("batch", 1) == 1 else [1]
+    for data, sequence, tensor in itertools.product(ways, stretches, ways):
+        used = data * sequence * tensor
         if machine.count % used or all_devices and used < machine.count:
             continue
-        sizes = dict.fromkeys(mesh.AXES, 1) | {"data": data, "tensor": tensor}
+        sizes = dict.fromkeys(mesh.AXES, 1) | {"data": data, "sequence": sequence, "tensor": tensor}
         options.append(_weighed(config, machine, sizes, positions, work))
     options.sort(key=lambda option: math.prod(option.sizes.values()))
     possible = [option for option in options if option.plan is not None]
@@ -225,7 +227,7 @@ def _seconds(machine: Machine, layout, plan: cost.Plan, positions: int) -> float
     link = device.link_between(used)
     moved, waited = collectives.seconds(
         collectives.planned(layout, plan.batch * positions),
-        layout.tensor,
+        layout.tensor * layout.sequence,
         link.gb_per_s if link else math.inf,
         Terms().all_reduce_s,
     )

@@ -120,10 +120,10 @@ def look(model: Decoder, text: Windows, *, tapped: int = 2) -> Clean:
     for target in injection.selected(model, injection.EVERYTHING):
         if target.node.format != "trit2" or target.node.packed.num_planes > 1:
             continue
-        data = np.asarray(target.node.packed.data)
+        data = target.stored()
         for layer, name in zip(target.layers, target.names(), strict=True):
             rows = data[layer, 0, target.first : target.first + target.width]
-            codes[name] = np.asarray(_unpack(rows, "trit2", target.node.shape[0]))
+            codes[name] = np.asarray(_unpack(rows, "trit2", target.columns))
     return Clean(
         model,
         text,

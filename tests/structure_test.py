@@ -68,6 +68,7 @@ LAYERS = (
     ("ternax.calibrate", "ternax.edit", "ternax.taps"),
     ("ternax.convert",),
     ("ternax.random_weights",),
+    ("ternax.gather", "ternax.striking"),
     ("ternax.injection",),
     ("ternax.checkpoint",),
     ("ternax.interop",),

@@ -93,19 +93,20 @@ def load(
         raise UsageError(f"mesh {layout}: it is for packed models, found packed=False")
     if packed and not stored.packed:
         embed_dtype, head_dtype = embed_dtype or "int8", head_dtype or "int8"
-        tables = {"embed_dtype": embed_dtype, "head_dtype": head_dtype}
+        packing = dict(embed_dtype=embed_dtype, head_dtype=head_dtype, backend=backend)
         config = with_scheme(model.config, scheme) if scheme else model.config
-        skeleton = abstract_model(config, backend=backend, **tables)
+        skeleton = abstract_model(config, packed=True, **packing)
         return pack_into(
-            _stacks(skeleton, layout, backend=backend, **tables),
+            _stacks(skeleton, layout, **packing),
             skeleton,
             _tensors(path, stored, model),
+            embed_dtype=embed_dtype,
+            head_dtype=head_dtype,
             scheme_is_stored=scheme is None,
             progress=progress,
-            **tables,
         )
-    tables = {"embed_dtype": stored.embed_dtype, "head_dtype": stored.head_dtype}
-    stacks = _stacks(model, layout, backend=backend, **tables)
+    packing = dict(embed_dtype=stored.embed_dtype, head_dtype=stored.head_dtype, backend=backend)
+    stacks = _stacks(model, layout, **packing)
     model = _filled(path, stored, model, stacks, progress)
     return model if stored.packed or scheme is None else _under_scheme(model, scheme)
 
@@ -155,15 +156,17 @@ def _filled(path, stored: Manifest, model: Decoder, stacks: Stacks, progress) ->
 
 
 def _fill(path, stored: Manifest, orbax, files, group: list[Leaf], stacks: Stacks) -> int:
-    """Reads some leaves and puts them in their places; returns their bytes.
+    """Reads some leaves and puts them in their places, one by one where a process keeps a share
+    of each; returns their bytes.
 
     A function of its own: what it has read is gone before the next layer is.
     """
-    arrays = _read(path, stored, orbax, files, group)
-    for leaf in group:
-        with stacks.open(leaf) as place:
-            place[...] = arrays[leaf.name]
-    return sum(array.nbytes for array in arrays.values())
+    for some in [[leaf] for leaf in group] if isinstance(stacks, SplitStacks) else [group]:
+        arrays = _read(path, stored, orbax, files, some)
+        for leaf in some:
+            with stacks.open(leaf) as place:
+                place[...] = arrays[leaf.name]
+    return sum(leaf.nbytes for leaf in group)
 
 
 def _tensors(path, stored: Manifest, model: Decoder) -> Iterator[tuple[str, dict]]:
