@@ -5,6 +5,7 @@ whole matrix each row of all devices is; along K parts simply follow one another
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -66,8 +67,9 @@ def put_rows(value: np.ndarray, rows: Rows, like: jax.Array, axis: int) -> jax.A
     return jax.make_array_from_callback(held.shape, like.sharding, lambda index: held[index])
 
 
-def whole_leaf(value: jax.Array, rows: Rows, axis: int) -> np.ndarray:
-    """A variable of all devices on this host, its rows, along `axis`, those of one device."""
+def whole_leaf(value: jax.Array, rows: Rows, axis: int) -> Any:
+    """A variable of all devices as a numpy array on this host, its rows, along `axis`, those of
+    one device."""
     held = fetch(value)
     return np.take(held, rows.order, axis=axis) if held.shape[axis] > 1 else held
 
@@ -88,8 +90,9 @@ def whole_model(model: Decoder) -> Decoder:
         head_dtype=head.format,
         backend=model.layers.attn.backend,
     )
-    nodes = {path: node for path, node in nnx.iter_modules(model)}
-    for path, place in nnx.iter_modules(whole):
+    nodes: dict[tuple, Any] = dict(nnx.iter_modules(model))
+    places: dict[tuple, Any] = dict(nnx.iter_modules(whole))
+    for path, place in places.items():
         node = nodes[path]
         if isinstance(node, PackedLinear | PackedTable):
             rows = rows_of(layout, str(path[-1]), node)

@@ -59,8 +59,8 @@ class Target:
     layers: tuple[int, ...]
     rows: Rows | None = None
 
-    def stored(self) -> np.ndarray:
-        """Data of its node on this host, whole: [L, P, N, row]."""
+    def stored(self) -> Any:
+        """Data of its node as a numpy array on this host, whole: [L, P, N, row]."""
         data = self.node.data.get_value()
         return np.asarray(data) if self.rows is None else whole_leaf(data, self.rows, -2)
 

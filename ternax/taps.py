@@ -1,6 +1,7 @@
 """What each projection of a packed model multiplies, on real tokens."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,8 @@ def _tapped(layout: Layout | None, config, graph, whole, leaves, x, positions, l
         x, _ = block(x, layer, rope_table(config, positions), start, None)
         return x, {place: tap.seen for place, tap in taps.items()}
 
-    arguments, results = (), P()
+    arguments: tuple[Any, ...] = ()
+    results: Any = P()
     if layout is not None:
         arguments = (layout.specs(whole), layout.specs(leaves), P(), P(), P())
         inputs = {

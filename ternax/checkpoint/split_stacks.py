@@ -60,7 +60,8 @@ class SplitStacks(Stacks):
             value = array[source]
             if leaf.layer is not None:
                 value, start = value[None], (leaf.layer, *start)
-            stacks[device] = put_in_place(stacks[device], value, start)
+            # At once: what waits for its turn would be held, leaf by leaf.
+            stacks[device] = put_in_place(stacks[device], value, start).block_until_ready()
 
     def _first_of(self, name: str, index: int) -> int:
         """Which of the different parts of a leaf a device has: kv heads may have copies."""
