@@ -77,9 +77,14 @@ def step_attention(
     q, new_k, new_v = jnp.split(x, [x.shape[2] - 2 * groups, x.shape[2] - groups], axis=2)
     k, k_scale = write(k, k_scale, rotate(new_k, rope), length, layer)
     v, v_scale = write(v, v_scale, new_v, length, layer)
-    stores = (k, v, k_scale, v_scale)
-    _, total, out = running_softmax(rotate(q, rope), *stores, start, length, layer)
-    return heads_of(out / jnp.maximum(total, 1e-30), qkv.shape[1]), *stores
+    out = cache_attention(rotate(q, rope), k, v, k_scale, v_scale, start, length, layer)
+    return out, k, v, k_scale, v_scale
+
+
+def cache_attention(q, k, v, k_scale, v_scale, start, length, layer) -> jax.Array:
+    """f32 [B, T, H, E]: `running_softmax` over the whole cache, at its end."""
+    _, total, out = running_softmax(q, k, v, k_scale, v_scale, start, length, layer)
+    return heads_of(out / jnp.maximum(total, 1e-30), q.shape[1])
 
 
 def heads_of(out: jax.Array, tokens: int) -> jax.Array:
