@@ -17,7 +17,10 @@ from ternax.table import binary, row
 def aot_flags(define):
     define.section("Ahead of time")
     define.string(
-        "mesh", "tensor:4", "devices along data and tensor; tensor:1 for one", form="AXIS:N,..."
+        "mesh",
+        "tensor:4",
+        "devices along data and tensor; tensor:1: one; auto:4: the best split of four, and why",
+        form="AXIS:N,...|auto:N",
     )
     define.string("device", "h200", "the GPU, as in kernels.aot", form="NAME")
     define.integer("batch", 1, "sequences decoded together", lower=1)
@@ -27,12 +30,19 @@ def aot_flags(define):
 
 def aot(args) -> None:
     """The command: compile, and hold bytes and exchanges against the plan."""
-    from ternax import ahead, cost, mesh
+    from ternax import ahead, cost, mesh, mesh_choice
     from ternax.sharding import layout_for
     from ternax.workload import Workload
 
-    place = ahead.mesh_of(args.device, mesh.parse(args.mesh))
     config = first_layers(args.config, args.layers)
+    if counted := mesh.of_auto(args.mesh):
+        machine = mesh_choice.of_catalogue(args.device, counted)
+        choice = mesh_choice.choose(config, machine, batch=args.batch, context=args.context)
+        print(*choice.lines(), sep="\n", flush=True)
+        sizes = choice.sizes
+    else:
+        sizes = mesh.parse(args.mesh)
+    place = ahead.mesh_of(args.device, sizes)
     workload = Workload(batch=args.batch, prompt_length=args.context - 3, num_tokens=3)
     layout = layout_for(place, config)
     found = ahead.compile_for(args.device, place, config, workload)
@@ -42,8 +52,8 @@ def aot(args) -> None:
     print(row("aot", f"{config.name} on {where}, batch {args.batch}"))
     print(row("compiled", f"{found.argument_bytes:,} bytes of arguments on a device"))
     print(row("planned", f"{planned:,} bytes of weights and cache"))
-    sizes = (binary(found.prefill_bytes), binary(found.decode_bytes))
-    print(row("besides", "temporaries of prefill {}, of a step {}".format(*sizes)))
+    whole, step = binary(found.prefill_bytes), binary(found.decode_bytes)
+    print(row("besides", f"temporaries of prefill {whole}, of a step {step}"))
     for one in found.found:
         print(row("a step", f"{one.times:4} x {one.kind} of {one.nbytes:,} bytes"))
     if found.found != found.planned:

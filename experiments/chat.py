@@ -7,13 +7,14 @@ input, ends it. The model's chat template frames the messages; a model without o
 plainest, and one that was never trained to answer continues the text.
 """
 
+import os
 import sys
 import time
 
-from ternax import measure
-from ternax.config import first_layers
+from ternax import measure, processes
+from ternax.config import first_layers, with_scheme
 from ternax.errors import UsageError
-from ternax.experiments import flags
+from ternax.experiments import flags, mesh_flag
 from ternax.interop.tokenizer import Tokenizer, chat_prompt, printable
 from ternax.record import Record, Store, open_store
 from ternax.table import row
@@ -158,16 +159,23 @@ def chat(args) -> None:
         raise UsageError(
             f"--config={args.source.name} has random weights: give the path of a model"
         )
-    import jax
-
     from ternax.engine import load_stored
+    from ternax.workload import first_device
 
     tokenizer = args.source.tokenizer()
     scheme = args.scheme if "scheme" in args.given else None
     inputs = args.inputs if "inputs" in args.given else None
     config = first_layers(args.config, args.layers)
+    if processes.find(args.coordinator, args.processes, args.process, os.environ):
+        raise UsageError("--mesh: one process reads what you type, and can have many devices")
+    work = {"batch": 1, "context": config.max_context, "prompt": _STEP}
     model = load_stored(
-        args.source, scheme=scheme, inputs=inputs, layers=args.layers, backend=args.backend
+        args.source,
+        scheme=scheme,
+        inputs=inputs,
+        layers=args.layers,
+        backend=args.backend,
+        mesh=mesh_flag.mesh_of(args, with_scheme(config, scheme, inputs), **work),
     )
     conversation = Conversation(
         model,
@@ -180,6 +188,10 @@ def chat(args) -> None:
     )
     kind = "its chat template" if tokenizer.template else "no chat template: plain text"
     print(row("ternax", f"chat with {args.source.name}, {kind}; an empty line ends it"), flush=True)
+    device = measure.device_name(first_device())
+    if model.layout is not None:
+        device = f"{model.layout.mesh.size} x {device}"
+        print(row("mesh", f"{model.layout}: {model.layout.mesh.size} devices"), flush=True)
     with open_store(args.output_dir, "chat", config.name, "") as store:
         common = dict(
             experiment="chat",
@@ -187,7 +199,7 @@ def chat(args) -> None:
             scheme=model.config.scheme,
             inputs=model.config.inputs,
             backend=args.backend or "",
-            device=measure.device_name(jax.devices()[0]),
+            device=device,
             layers=model.config.num_layers,
             batch=1,
             context=model.config.max_context,
@@ -201,7 +213,7 @@ def chat(args) -> None:
 COMMAND = flags.Command(
     name="chat",
     summary="A conversation with a model in the terminal.",
-    groups=(flags.model_flags, chat_flags, flags.run_flags),
+    groups=(flags.model_flags, chat_flags, mesh_flag.mesh_flags, flags.run_flags),
     examples=(
         ("--config=path/to/model", "a Hugging Face directory with its tokenizer and template"),
         ("--config=model.gguf --temperature=0.7", "a GGUF file, with its own vocabulary"),

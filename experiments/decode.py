@@ -117,7 +117,7 @@ def planned(args) -> DecodeRun:
         layers_of=args.config.num_layers,
         flags_text=args.command_line,
         source=source,
-        mesh=mesh_flag.mesh_of(args),
+        mesh=mesh_flag.mesh_of(args, config, **workload.of_plan),
     )
 
 

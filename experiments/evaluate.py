@@ -13,13 +13,16 @@ import sys
 
 from ternax import configs, cost, measure
 from ternax.checkpoint import box
+from ternax.checkpoint.split_stacks import split_model
+from ternax.config import with_scheme
 from ternax.errors import DoesNotFit, UsageError
 from ternax.estimate import Interval
-from ternax.experiments import flags
+from ternax.experiments import flags, mesh_flag
 from ternax.experiments.progress import progress
 from ternax.interop.gguf import I2_S
 from ternax.interop.tokenizer import FileTokenizer
 from ternax.record import Record, open_store
+from ternax.sharding import layout_for
 from ternax.table import binary, row
 
 
@@ -59,8 +62,18 @@ def evaluate_flags(define):
     define.integer("batch", 8, "sequences that run together", lower=1)
 
 
-def load(source: str, scheme: str | None, *, fake_quant: bool, seed: int, i2_s: str | None = None):
-    """The model of a path or name. A name's floats depend on the seed alone, not on the scheme.
+def load(
+    source: str,
+    scheme: str | None,
+    *,
+    fake_quant: bool,
+    seed: int,
+    i2_s: str | None = None,
+    mesh=None,
+):
+    """The model of a path or name, on a mesh if there is one.
+
+    A name's floats depend on the seed alone, not on the scheme.
 
     `ternax.load` would make a name's codes without floats: another model for each scheme,
     which nothing could be compared with.
@@ -74,7 +87,7 @@ def load(source: str, scheme: str | None, *, fake_quant: bool, seed: int, i2_s: 
             "that out, or give the folder of a float model"
         )
     if stored.directory is not None:
-        return ternax.load(source, scheme=scheme, packed=not fake_quant, i2_s=i2_s)
+        return ternax.load(source, scheme=scheme, packed=not fake_quant, i2_s=i2_s, mesh=mesh)
     need = 4 * cost.count_parameters(configs.get_config(source))[0]
     free = measure.memory_available_bytes()
     if free is not None and need > free:
@@ -83,7 +96,11 @@ def load(source: str, scheme: str | None, *, fake_quant: bool, seed: int, i2_s: 
             "evaluate a saved packed model or a smaller one"
         )
     model = ternax.load(source, scheme=scheme, packed=False, seed=seed)
-    return model if fake_quant else ternax.pack_model(model)
+    if fake_quant:
+        return model
+    layout = layout_for(mesh, model.config)
+    model = ternax.pack_model(model)
+    return model if layout is None else split_model(model, layout)
 
 
 def tokenizer_file(args) -> str | None:
@@ -166,7 +183,7 @@ def run(
             scheme=model.config.scheme,
             inputs=model.config.inputs,
             backend=backend(model),
-            device=measure.device_name(_device()),
+            device=_devices(model),
             layers=model.config.num_layers,
             batch=batch,
             context=length,
@@ -177,7 +194,7 @@ def run(
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
             seed=seed,
             flags=flags_text,
-            note="; ".join(filter(None, [how(model), described(text), note])),
+            note="; ".join(filter(None, [how(model), described(text), note, _mesh(model)])),
         )
 
     with progress("evaluate", len(cut.tokens), "sequences") as advance:
@@ -204,6 +221,16 @@ def _device():
     from ternax.workload import first_device
 
     return first_device()
+
+
+def _mesh(model) -> str:
+    return "" if model.layout is None else f"mesh {model.layout}"
+
+
+def _devices(model) -> str:
+    """Those that the model lies on."""
+    name = measure.device_name(_device())
+    return name if model.layout is None else f"{model.layout.mesh.size} x {name}"
 
 
 def backend(model) -> str:
@@ -245,7 +272,12 @@ def evaluate(args) -> None:
         raise UsageError("--reference_scheme is for a --reference, found none")
     text = heldout.open_text(args.text, tokenizer=args.tokenizer or tokenizer_file(args))
     heldout.windows(text, args.length)  # a text too short is told before anything is loaded
-    way = {"fake_quant": args.fake_quant, "seed": args.seed, "i2_s": args.i2_s}
+    if args.mesh is not None and args.fake_quant:
+        raise UsageError("--mesh is for packed models, found --fake_quant")
+    config = with_scheme(box.find(args.config, i2_s=args.i2_s).config, args.scheme)
+    work = {"batch": args.batch, "context": args.length, "positions": args.length}
+    mesh = mesh_flag.mesh_of(args, config, **work)
+    way = {"fake_quant": args.fake_quant, "seed": args.seed, "i2_s": args.i2_s, "mesh": mesh}
     model = load(args.config, args.scheme, **way)
     reference = args.reference and load(args.reference, args.reference_scheme, **way)
     named = dict.fromkeys(name for name in (args.config, args.reference) if _is_random(name))
@@ -323,7 +355,7 @@ def _rows(record: Record, names) -> list[str]:
 COMMAND = flags.Command(
     name="evaluate",
     summary="Bits per byte of a text, with intervals, and how far a model is from another.",
-    groups=(evaluate_flags, flags.run_flags),
+    groups=(evaluate_flags, mesh_flag.mesh_flags, flags.run_flags),
     examples=(
         ("--config=DIR", "a saved model on the text that comes with ternax"),
         ("--config=DIR --scheme=int4 --reference=DIR --reference_scheme=none", "what int4 costs"),

@@ -12,6 +12,7 @@ import sys
 from ternax import drawing, measure, noise_table
 from ternax.checkpoint import box
 from ternax.errors import UsageError
+from ternax.evaluate import BATCH
 from ternax.experiments import flags, mesh_flag, untrained_table
 from ternax.experiments.progress import progress
 from ternax.noise import make_noise
@@ -115,7 +116,7 @@ def usual(spec: str) -> tuple[float, ...]:
 
 def robustness(args) -> None:
     """The command: load, look at the clean model, sweep, say what was found."""
-    from ternax import edit, heldout, noise_study
+    from ternax import heldout, noise_study
     from ternax import robustness as measured
 
     if args.threads is not None:
@@ -128,10 +129,11 @@ def robustness(args) -> None:
         return together(args)
     if args.layers is not None:
         raise UsageError("--layers is for --preset=table: a trained model is studied whole")
-    mesh = mesh_flag.mesh_of(args)
+    source = box.find(args.config)
+    work = {"batch": BATCH, "context": args.length, "positions": args.length}
+    mesh = mesh_flag.mesh_of(args, source.config, **work)
     text = heldout.open_text(args.text)
     windows = measured.spread_windows(heldout.windows(text, args.length), args.sequences)
-    source = box.find(args.config)
     study = noise_study.Study(
         config=source.config.name,
         sweeps=sweeps(args),
@@ -147,7 +149,6 @@ def robustness(args) -> None:
         flags_text=args.command_line,
     )
     model = load(args.config, text, args.seed, mesh)
-    edit.check_whole(model, "robustness")
     noise_study.check(study, model)
     with open_store(args.output_dir, "robustness", study.config, "noise") as store:
         with progress("robustness", None, "") as advance:

@@ -82,10 +82,29 @@ def step_attention(
 
 
 def cache_attention(q, k, v, k_scale, v_scale, start, length, layer) -> jax.Array:
+    """f32 [B, T, H, E]: `running_softmax` over the whole cache, at its end."""
+    _, total, out = running_softmax(q, k, v, k_scale, v_scale, start, length, layer)
+    return heads_of(out / jnp.maximum(total, 1e-30), q.shape[1])
+
+
+def heads_of(out: jax.Array, tokens: int) -> jax.Array:
+    """[B, G, R T, E], R heads of each group, -> [B, T, H, E]."""
+    batch, groups, rows, width = out.shape
+    out = out.reshape(batch, groups, rows // tokens, tokens, width)
+    return jnp.moveaxis(out, 3, 1).reshape(batch, tokens, -1, width)
+
+
+def running_softmax(q, k, v, k_scale, v_scale, start, length, layer, first=None):
     """Causal attention in XLA over a cache that holds the new tokens already.
 
-    q: f32 [B, T, H, E], rotated, tokens at slots length .. length + T; the rest as for
-    `step_attention`. A running softmax over the blocks in use: f32 [B, T, H, E].
+    Args:
+      q: f32 [B, T, H, E], rotated, tokens at slots length .. length + T; the rest as for
+        `step_attention`.
+      first: int32 [], the slot that k and v begin with, where they hold a stretch; None: 0.
+
+    Returns:
+      (largest score [B, G, R T, 1], sum of exp(score - largest) [B, G, R T, 1], values so
+      weighted [B, G, R T, E]), f32, over the blocks in use, for R T queries of a group.
     """
     batch, tokens, heads, width = q.shape
     groups, block = k.shape[2], block_slots(k.shape[3])
@@ -106,6 +125,7 @@ def cache_attention(q, k, v, k_scale, v_scale, start, length, layer) -> jax.Arra
         peak, total, out = carry
         keys, values = read(k, k_scale, i * block), read(v, v_scale, i * block)
         slot = i * block + jnp.arange(block)
+        slot = slot if first is None else slot + first
         seen = (slot <= own_slot[:, None]) & (slot >= start[:, None, None])  # [B, R T, block]
         scores = jnp.where(seen[:, None], jnp.einsum("bgqe,bgse->bgqs", q, keys), _MASKED)
         new_peak = jnp.maximum(peak, scores.max(-1, keepdims=True))
@@ -116,7 +136,7 @@ def cache_attention(q, k, v, k_scale, v_scale, start, length, layer) -> jax.Arra
 
     shape = q.shape[:-1]
     carry = (jnp.full((*shape, 1), _MASKED), jnp.zeros((*shape, 1)), jnp.zeros((*shape, width)))
-    _, total, out = lax.fori_loop(0, (length + tokens + block - 1) // block, body, carry)
-    out = out / jnp.maximum(total, 1e-30)
-    out = out.reshape(batch, groups, heads // groups, tokens, width)
-    return jnp.moveaxis(out, 3, 1).reshape(batch, tokens, heads, width)
+    used = length + tokens
+    if first is not None:
+        used = jnp.clip(used - first, 0, k.shape[3])
+    return lax.fori_loop(0, (used + block - 1) // block, body, carry)

@@ -109,6 +109,7 @@ class _Programs:
                 local, rows = layout.local_config, workload.batch // layout.batch
             graph, self._leaves = nnx.split(part)
             slots, kv = workload.context, workload.kv_dtype
+            slots = layout.local_context(slots) if layout else slots
             cache = jax.eval_shape(lambda: init_cache(local, rows, slots, kv))
             keys = jax.eval_shape(lambda: engine.row_keys(0, workload.batch))
         for path, variable in nnx.to_flat_state(self._leaves):

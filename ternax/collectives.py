@@ -39,18 +39,23 @@ def planned(layout: Layout, batch: int) -> list[Collective]:
     A layer adds partial sums twice, int32 of [rows, D], or f32 of float weights; float inputs of
     integer weights travel as three digits. In front of each stands the maximum that rows are
     quantized with, and where there are sub-norms the mean of squares: a float a row. A split
-    table adds the embedded rows and gathers logits.
+    table adds the embedded rows and gathers logits. A cache split by slots puts each layer's
+    attention together: the largest score of each head, then values and their weights.
     """
-    if layout.across is None:
-        return []
     config, rows = layout.config, batch // layout.batch
     width, layers = config.hidden_size, config.num_layers
     floats = config.scheme.partition(",")[0] == "none"
     digits = 1 if floats or config.inputs == "int8" else 3
     quantized = config.inputs == "int8" or not floats
     scalars = 2 * layers * (quantized + (config.family == "bitnet"))
-    found = [Collective("all-reduce", 4 * rows * width * digits, 2 * layers)]
-    if scalars:
+    found = []
+    if layout.slots_across:
+        heads = rows * config.num_heads // layout.tensor
+        found.append(Collective("all-reduce", 4 * heads * (config.head_dim + 1), layers))
+        found.append(Collective("all-reduce", 4 * heads, layers))
+    if layout.across:
+        found.append(Collective("all-reduce", 4 * rows * width * digits, 2 * layers))
+    if layout.across and scalars:
         found.append(Collective("all-reduce", 4 * rows, scalars))
     if layout.vocab_across:
         found += [

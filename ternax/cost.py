@@ -237,7 +237,8 @@ def plan(
     if layout is not None:
         part, _ = abstract_part(layout, embed_dtype=embed_dtype, head_dtype=head_dtype)
         parts, local, rows = _resident(part), layout.local_config, batch // layout.batch
-    cache = jax.eval_shape(lambda: init_cache(local, rows, context, kv_dtype))
+    held = context if layout is None else layout.local_context(context)
+    cache = jax.eval_shape(lambda: init_cache(local, rows, held, kv_dtype))
     parts["cache"] = _nbytes(cache)
     fused = fused and layout is None and _takes_one_call(model)
     parts["activations"] = Shape.of(local).activation_bytes(
@@ -252,7 +253,7 @@ def plan(
         "norms": parts["norms"],
         "head": table,
         "embedding": rows * (parts["embedding"] // local.vocab_size),
-        "cache": parts["cache"] * context // slots,
+        "cache": parts["cache"] * held // slots,
     }
     mesh = "" if layout is None else str(layout)
     return Plan(

@@ -145,6 +145,7 @@ def check_table_dtypes(config, embed_dtype: str, head_dtype: str) -> None:
 def as_part(part: Decoder, whole: Decoder, layout: Layout) -> Decoder:
     """A model of `layout.local_config` as one device's part of `whole`. Both are packed."""
     part.config, part.layout = layout.config, layout
+    part.layers.attn.across = layout.slots_across
     for branch, name in (("attn", "o"), ("mlp", "down")):
         linear = getattr(getattr(part.layers, branch), name)
         groups = getattr(getattr(whole.layers, branch), name).packed.groups
@@ -152,14 +153,6 @@ def as_part(part: Decoder, whole: Decoder, layout: Layout) -> Decoder:
     for name in ("embedding",) if layout.config.tie_embeddings else ("embedding", "head"):
         getattr(part, name).across = layout.vocab_across
     return part
-
-
-def check_whole(model: Decoder, what: str) -> None:
-    """UsageError where matrices are split over devices: `what` reads and changes whole ones."""
-    if model.layout is not None and model.layout.across:
-        raise UsageError(
-            f"{what}: the model is split over {model.layout}: load it without a mesh, or over data"
-        )
 
 
 def fuse(parts: list[Packed]) -> Packed:

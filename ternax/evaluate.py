@@ -21,6 +21,7 @@ from ternax.estimate import Interval
 from ternax.models import Decoder
 from ternax.models.decoder import logits_of
 from ternax.resample import MIN_GROUPS, bootstrap_ratio, clustered_share
+from ternax.sharding import fetch
 
 # Sequences that go through the model together, where the caller does not say.
 BATCH = 8
@@ -87,7 +88,7 @@ def token_losses(
     graph, leaves = nnx.split(model)
     found = []
     for tokens, count in batches(sequences, batch):
-        found.append(np.asarray(_losses(graph, leaves, tokens))[:count])
+        found.append(fetch(_losses(graph, leaves, tokens))[:count])
         if advance:
             advance(count)
     return np.concatenate(found)
@@ -147,7 +148,7 @@ def compare(
     found = []
     for tokens, count in batches(sequences, batch):
         rows = _contrast(parts[0], parts[1], other_parts[0], other_parts[1], tokens)
-        found.append([np.asarray(row)[:count] for row in rows])
+        found.append([fetch(row)[:count] for row in rows])
         if advance:
             advance(count)
     ours, theirs, kl, same, cosine = (np.concatenate(rows) for rows in zip(*found, strict=True))

@@ -1,16 +1,13 @@
 """`perturb`: noise on chosen weights of a model, by name, in place, without unpacking them."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 
 from ternax.counter_hash import below
-from ternax.edit import check_whole
 from ternax.errors import DoesNotFit, UsageError
+from ternax.gather import put_rows, whole_leaf
 from ternax.kernels.packing import FORMATS, Packed, float_to_bits, unpack
 from ternax.measure import memory_available_bytes
 from ternax.models import Decoder
@@ -20,18 +17,13 @@ from ternax.noise.reads import ReadNoise
 from ternax.noise.words import (
     ROWS,
     Matrix,
-    WordNoise,
-    concluded,
-    differing,
     draws,
     key_words,
-    measure,
 )
 from ternax.random_weights import tensor_key
+from ternax.striking import strike, strike_split
 from ternax.table import binary
 from ternax.targets import EVERYTHING, Target, check_domain, selected
-
-_CHUNK_BYTES = 1 << 20
 
 
 def perturb(
@@ -71,7 +63,6 @@ def perturb(
     """
     if isinstance(rows, bool) or not 0 <= rows <= 1:
         raise UsageError(f"perturb: rows must lie in [0, 1], found {rows!r}")
-    check_whole(model, "perturb")
     chosen = selected(model, select, layers, noise.domain)
     check_domain(noise, chosen, rows)
     if copy:
@@ -116,79 +107,28 @@ def _strike_words(target: Target, noise, key, rows: float) -> list[int]:
     keys = jax.vmap(key_words)(_layer_keys(key, target))
     data = node.data.get_value()
     stack = data.ndim == 4
-    data, counts = _strike(
-        data if stack else data[None],
+    data = data if stack else data[None]
+    settings = (
         keys,
         jnp.asarray(target.layers, jnp.int32),
         jnp.float32(noise.strength),
         jnp.float32(rows),
         jnp.int32(target.first),
+    )
+    static = dict(
         noise=noise.with_strength(0.0),
-        matrix=Matrix(node.format, node.shape[0]),
+        matrix=Matrix(node.format, target.columns),
         width=target.width,
     )
+    if target.rows is None:
+        data, counts = strike(data, *settings, **static)
+    else:
+        placed = target.rows.order, target.rows.source
+        data, counts = strike_split(data, *settings, *placed, sharding=data.sharding, **static)
     node.data.set_value(data if stack else data[0])
     if getattr(noise, "policy", "") == "raw" and node.format == "trit2":
         node.backend = "reference"  # the one that reads code 3
     return [int(count) for count in counts]
-
-
-@functools.partial(jax.jit, static_argnames=("noise", "matrix", "width"), donate_argnames="data")
-def _strike(
-    data, keys, layers, strength, rows, first, *, noise: WordNoise, matrix: Matrix, width: int
-):
-    """data [L, P, N, row], its rows first .. first + width struck in `layers` -> (data, counts)."""
-    planes, step = data.shape[1], _chunk_rows(width, matrix.row_bytes)
-    chunks = width // step
-
-    def cut(data, i, c):
-        at = (layers[i], c // chunks, first + c % chunks * step, 0)
-        part = lax.dynamic_slice(data, at, (1, 1, step, data.shape[-1]))
-        return at, matrix.to_words(part.reshape(step, -1))
-
-    def one(i, carry):
-        data, counts = carry
-        known = None
-        if noise.statistic is not None:
-            count = planes * width * matrix.k_size
-            known = _of_matrix(
-                noise.statistic, matrix, lambda c: cut(data, i, c)[1], planes * chunks, count
-            )
-
-        def chunk(c, carry):
-            data, count = carry
-            at, old = cut(data, i, c)
-            number = (c * step + jnp.arange(step)).astype(jnp.uint32)[:, None]
-            new = noise.struck(keys[i], old, number, matrix, strength, known)
-            new = jnp.where(below(draws(keys[i], number, 0, ROWS), rows), new, old)
-            part = matrix.from_words(new)[None, None]
-            count += differing(old, new, matrix.lane_bits)
-            return lax.dynamic_update_slice(data, part, at), count
-
-        data, count = lax.fori_loop(0, planes * chunks, chunk, (data, jnp.int32(0)))
-        return data, counts.at[i].set(count)
-
-    counts = jnp.zeros(len(layers), jnp.int32)
-    return lax.fori_loop(0, len(layers), one, (data, counts))
-
-
-def _of_matrix(statistic: str, matrix: Matrix, chunk, chunks: int, count: int):
-    """The statistic of one matrix of `count` values, from its chunks; None where it has none."""
-    first = measure(statistic, chunk(0), matrix)
-    if first is None:
-        return None
-
-    def add(c, found):
-        more = measure(statistic, chunk(c), matrix)
-        return found + more if statistic == "density" else jnp.maximum(found, more)
-
-    return concluded(statistic, lax.fori_loop(1, chunks, add, first), count)
-
-
-def _chunk_rows(width: int, row_bytes: int) -> int:
-    """The most rows within a chunk that divide `width`: none is struck twice."""
-    most = max(1, min(width, _CHUNK_BYTES // row_bytes))
-    return next(rows for rows in range(most, 0, -1) if width % rows == 0)
 
 
 # --- Scales and analog weights -----------------------------------------------------------------
@@ -196,8 +136,10 @@ def _chunk_rows(width: int, row_bytes: int) -> int:
 
 def _strike_scales(target: Target, noise, key, rows: float) -> list[int]:
     node, counts = target.node, []
-    stack = node.scale.get_value().ndim == 4
-    scales = np.array(node.scale.get_value() if stack else node.scale.get_value()[None])
+    held = node.scale.get_value()
+    stack = held.ndim == 4
+    scales = np.array(held if target.rows is None else whole_leaf(held, target.rows, -1))
+    scales = scales if stack else scales[None]
     part = slice(target.first, target.first + target.width)
     for layer, own in zip(target.layers, _layer_keys(key, target), strict=True):
         mine = scales[layer][..., part] if scales.shape[-1] > 1 else scales[layer]
@@ -212,7 +154,10 @@ def _strike_scales(target: Target, noise, key, rows: float) -> list[int]:
             count = jnp.sum(noisy != value)
         mine[...] = np.asarray(noisy)
         counts.append(int(count))
-    node.scale.set_value(jnp.asarray(scales if stack else scales[0]))
+    scales = scales if stack else scales[0]
+    split = target.rows
+    value = jnp.asarray(scales) if split is None else put_rows(scales, split, held, -1)
+    node.scale.set_value(value)
     return counts
 
 
@@ -231,7 +176,7 @@ def _strike_norms(target: Target, noise, key, rows: float) -> list[int]:
 def _strike_weights(chosen: list[Target], noise, key, rows: float) -> dict[str, int]:
     """Turns the projection of `chosen`, targets of one node, into f32 weights under noise."""
     linear, counts = chosen[0].node, {}
-    packed = linear.packed
+    packed, rows_there = _whole(chosen[0]), chosen[0].rows
     layers, (k_size, n) = packed.data.shape[0], packed.shape
     need, free = 4 * layers * k_size * n, memory_available_bytes()
     if free is not None and need > free:
@@ -241,7 +186,11 @@ def _strike_weights(chosen: list[Target], noise, key, rows: float) -> dict[str, 
         )
     floats = np.empty((layers, 1, n, k_size), np.float32)
     for layer in range(layers):
-        units, gain, shift = _units(packed, jnp.int32(layer))
+        if rows_there is None:
+            units, gain, shift = _units(packed, jnp.int32(layer))
+        else:
+            one = jax.tree.map(lambda leaf, at=layer: leaf[at : at + 1], packed)
+            units, gain, shift = _units(one, jnp.int32(0))
         for target in chosen:
             if layer not in target.layers:
                 continue
@@ -257,10 +206,30 @@ def _strike_weights(chosen: list[Target], noise, key, rows: float) -> dict[str, 
             units = units.at[..., part].set(noisy)
             counts[target.name.replace("*", str(number))] = int(count)
         floats[layer, 0] = np.asarray((units * gain + shift).sum(axis=0).T)
-    linear.data.set_value(float_to_bits(jnp.asarray(floats), "f32"))
+    data = linear.data.get_value()
+    if rows_there is None:
+        linear.data.set_value(float_to_bits(jnp.asarray(floats), "f32"))
+    else:
+        linear.data.set_value(put_rows(floats, rows_there, data, -2))
     linear.scale.set_value(jnp.ones((layers, 1, 1, 1), jnp.float32))
     linear.zero, linear.format = None, "f32"
     return counts
+
+
+def _whole(target: Target) -> Packed:
+    """The node of a target; on this host where it is split over devices."""
+    packed, rows = target.node.packed, target.rows
+    if rows is None:
+        return packed
+    return Packed(
+        target.stored(),
+        whole_leaf(packed.scale, rows, -1),
+        None if packed.zero is None else whole_leaf(packed.zero, rows, -1),
+        packed.format,
+        packed.layout,
+        (target.columns, len(rows.order)),
+        rows.parts,
+    )
 
 
 @jax.jit

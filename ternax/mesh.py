@@ -1,8 +1,9 @@
-"""`--mesh=data:2,tensor:4`: what it says, and the devices it is made of.
+"""`--mesh=data:2,tensor:4`, or `auto`: what it says, and the devices it is made of.
 
 Axes: `data` splits the batch and copies the weights; `tensor` splits every matrix and the KV
-cache; `fsdp` splits batch, weights and optimizer alike and gathers a weight when it is used,
-which pays in training alone.
+cache by heads; `sequence` splits the cache alone, by slots, for contexts that are long; `fsdp`
+splits batch, weights and optimizer alike and gathers a weight when it is used, which pays in
+training alone.
 """
 
 import math
@@ -11,7 +12,8 @@ from collections.abc import Mapping
 
 from ternax.errors import UsageError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
+AUTO = "auto"
 
 
 def parse(text: str) -> dict[str, int]:
@@ -23,11 +25,21 @@ def parse(text: str) -> dict[str, int]:
         if axis not in AXES or axis in seen or not size.isdecimal() or int(size) < 1:
             raise UsageError(
                 f"mesh: expected sizes of {', '.join(AXES)}, each once, such as "
-                f"data:2,tensor:4; found {text!r}"
+                f"data:2,tensor:4, or auto; found {text!r}"
             )
         seen.add(axis)
         sizes[axis] = int(size)
     return sizes
+
+
+def of_auto(text: str) -> int | None:
+    """Devices that "auto:4" is to choose among, 0 for "auto": all there are; None: not auto."""
+    word, _, count = text.partition(":")
+    if word != AUTO:
+        return None
+    if ":" in text and not (count.isdecimal() and int(count)):
+        raise UsageError(f"mesh: expected auto, or auto:4 for so many devices, found {text!r}")
+    return int(count or 0)
 
 
 def describe(sizes: Mapping[str, int]) -> str:

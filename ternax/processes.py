@@ -44,6 +44,14 @@ def is_first() -> bool:
     return _member.index == 0
 
 
+def meet(where: str) -> None:
+    """Returns when every process of the run has come to the place called `where`."""
+    if _member.count > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(where)
+
+
 def agreed(seen: signal.Signals | None) -> signal.Signals | None:
     """The signal that any process of the run has seen, the same in all; all must ask at once."""
     if _member.count == 1:

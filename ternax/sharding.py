@@ -33,6 +33,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "ffn": ("tensor",),
     "vocab": ("tensor",),
     "width": ("fsdp",),
+    "slots": ("sequence",),
 }
 # Matrix -> what its inputs (K) and its outputs (N) count.
 MATRICES = {
@@ -91,6 +92,20 @@ class Layout:
     def across(self) -> str | None:
         """The axis that partial sums are added along; None where nothing is split."""
         return "tensor" if self.tensor > 1 else None
+
+    @property
+    def sequence(self) -> int:
+        """Stretches that the KV cache's slots are cut into."""
+        return self.mesh.shape["sequence"]
+
+    @property
+    def slots_across(self) -> str | None:
+        """The axis that attention's parts are put together along; None where slots are whole."""
+        return "sequence" if self.sequence > 1 else None
+
+    def local_context(self, context: int) -> int:
+        """Tokens of `context` that a device has slots for."""
+        return math.ceil(context / self.sequence)
 
     @property
     def vocab_across(self) -> str | None:
@@ -234,6 +249,8 @@ def leaf_name(path) -> str:
 def dimensions(name: str, shape: tuple[int, ...]) -> list[str | None]:
     """The logical name of each dimension of a variable; None for one that is never split."""
     *modules, field = name.split(".")
+    if modules == ["cache"]:
+        return list(CACHE[: len(shape)])
     matrix = next((word for word in reversed(modules) if word in MATRICES), None)
     found: list[str | None] = [None] * len(shape)
     if matrix is not None:

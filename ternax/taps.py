@@ -1,16 +1,21 @@
 """What each projection of a packed model multiplies, on real tokens."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from ternax.models import Decoder
 from ternax.nn.linear import PackedStack, enter, weight_of
 from ternax.nn.rope import rope_table
 from ternax.quant.inputs import INPUTS
+from ternax.sharding import MATRICES, Layout, fetch, spread
+
+_PROJECTIONS = (("attn", "qkv"), ("attn", "o"), ("mlp", "gate_up"), ("mlp", "down"))
 
 
 class _Tap(nnx.Module):
@@ -21,8 +26,9 @@ class _Tap(nnx.Module):
         self.seen = nnx.data(None)
 
     def __call__(self, x, layer=None, *, gate=None, norm=None, residual=None):
-        read = enter(x, gate, *weight_of(norm)) if gate or norm else x
-        self.seen = INPUTS[self.inner.inputs].fake_quant(read)
+        across = getattr(self.inner, "across", None)
+        read = enter(x, gate, *weight_of(norm), across) if gate or norm else x
+        self.seen = INPUTS[self.inner.inputs].fake_quant(read, across)
         return self.inner(x, layer, gate=gate, norm=norm, residual=residual)
 
 
@@ -36,47 +42,53 @@ def projection_inputs(model: Decoder, tokens: np.ndarray) -> dict[str, np.ndarra
     Returns:
       "layers.0.attn.q" -> f32 [B T, K]; parts that are fused share one array.
     """
+    layout = model.layout
     graph, *states = nnx.split(model.layers, PackedStack, ...)
     whole, sliced = states
-    x = _embedded(*nnx.split(model.embedding), jnp.asarray(tokens))
+    x = _embedded(layout, *nnx.split(model), jnp.asarray(tokens))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     found = {}
     for layer in range(model.config.num_layers):
         leaves = jax.tree.map(lambda leaf, layer=layer: leaf[layer], sliced)
-        x, seen = _block(model.config, graph, whole, leaves, x, positions, jnp.int32(layer))
-        for name, (inputs, parts) in seen.items():
-            flat = np.asarray(inputs).reshape(-1, inputs.shape[-1])
-            for part in parts:
-                found[f"layers.{layer}.{name.partition('.')[0]}.{part}"] = flat
+        place = (x, positions, jnp.int32(layer))
+        x, seen = _tapped(layout, model.config, graph, whole, leaves, *place)
+        for (branch, name), inputs in seen.items():
+            flat = fetch(inputs).reshape(-1, inputs.shape[-1])
+            for part, _ in getattr(getattr(model.layers, branch), name).parts:
+                found[f"layers.{layer}.{branch}.{part}"] = flat
     return found
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _embedded(graph, leaves, tokens):
-    return nnx.merge(graph, leaves).embed(tokens)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _tapped(config, graph, whole, leaves, x, positions, layer):
-    block = nnx.merge(graph, whole, leaves)
-    taps = {}
-    for branch, names in (("attn", ("qkv", "o")), ("mlp", ("gate_up", "down"))):
-        module = getattr(block, branch)
-        for name in names:
-            taps[f"{branch}.{name}"] = _Tap(getattr(module, name))
-            setattr(module, name, taps[f"{branch}.{name}"])
-    start = jnp.zeros((x.shape[0],), jnp.int32)
-    x, _ = block(x, layer, rope_table(config, positions), start, None)
-    return x, {name: tap.seen for name, tap in taps.items()}
+def _embedded(layout: Layout | None, graph, leaves, tokens):
+    def body(leaves, tokens):
+        return nnx.merge(graph, leaves).embedding.embed(tokens)
+
+    arguments = () if layout is None else (layout.specs(leaves), P())
+    return spread(layout, body, arguments, P())(leaves, tokens)
 
 
-def _block(config, graph, whole, leaves, x, positions, layer):
-    """One layer: (its output, {"attn.qkv": (inputs, names of parts)})."""
-    x, seen = _tapped(config, graph, whole, leaves, x, positions, layer)
-    block = nnx.merge(graph, whole, leaves)
-    found = {}
-    for name, inputs in seen.items():
-        branch, _, node = name.partition(".")
-        linear = getattr(getattr(block, branch), node)
-        found[name] = inputs, [part for part, _ in linear.parts]
-    return x, found
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _tapped(layout: Layout | None, config, graph, whole, leaves, x, positions, layer):
+    """One layer: (its output, {("attn", "qkv"): inputs})."""
+
+    def body(whole, leaves, x, positions, layer):
+        block = nnx.merge(graph, whole, leaves)
+        taps = {}
+        for branch, name in _PROJECTIONS:
+            module = getattr(block, branch)
+            taps[branch, name] = _Tap(getattr(module, name))
+            setattr(module, name, taps[branch, name])
+        start = jnp.zeros((x.shape[0],), jnp.int32)
+        x, _ = block(x, layer, rope_table(config, positions), start, None)
+        return x, {place: tap.seen for place, tap in taps.items()}
+
+    arguments: tuple[Any, ...] = ()
+    results: Any = P()
+    if layout is not None:
+        arguments = (layout.specs(whole), layout.specs(leaves), P(), P(), P())
+        inputs = {
+            place: layout.partition([None, None, MATRICES[place[1]][0]]) for place in _PROJECTIONS
+        }
+        results = (P(), inputs)
+    return spread(layout, body, arguments, results)(whole, leaves, x, positions, layer)

@@ -5,11 +5,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from ternax.configs import nearest
 from ternax.edit import is_packed, packed_parts
 from ternax.errors import UsageError
+from ternax.gather import Rows, columns_of, rows_of, whole_leaf
 from ternax.kernels.packing import FLOAT_FORMATS
 from ternax.models import Decoder
 from ternax.nn.norm import RMSNorm
@@ -29,16 +31,26 @@ class Target:
       name: "layers.*.mlp.up", or "embedding", "head".
       node: the module that holds it.
       first, width: its rows among the node's, which may hold several fused.
+      columns: K; a norm has one.
       layers: which layers of the stack are selected; (0,) where there is no stack.
       first_layer: the model's number of the stack's first layer.
+      rows: of the node where it is split over devices; first, width and columns are then those
+        of the whole. None: they are here.
     """
 
     name: str
     node: Any  # PackedLinear, PackedTable or NoisyLinear
     first: int
     width: int
+    columns: int
     layers: tuple[int, ...]
     first_layer: int = 0
+    rows: Rows | None = None
+
+    def stored(self) -> Any:
+        """Data of its node as a numpy array on this host, whole: [L, P, N, row]."""
+        data = self.node.data.get_value()
+        return np.asarray(data) if self.rows is None else whole_leaf(data, self.rows, -2)
 
     def numbers(self) -> list[int]:
         """The selected layers, as the model counts them."""
@@ -51,15 +63,20 @@ class Target:
 def targets(model: Decoder) -> Iterator[Target]:
     """Everything that weights are stored in, all layers of it."""
     layers = tuple(range(model.config.num_layers))
+    layout = model.layout if model.layout is not None and model.layout.across else None
     first: dict[int, int] = {}
     for name, linear in packed_parts(model):
-        start = first.get(id(linear), 0)
-        width = dict(linear.parts)[name.rpartition(".")[2]]
+        start, part = first.get(id(linear), 0), name.rpartition(".")[2]
+        rows = None if layout is None else rows_of(layout, part, linear)
+        width = dict(linear.parts if rows is None else rows.parts)[part]
+        columns = linear.shape[0] if layout is None else columns_of(layout, part, linear.shape[0])
         first[id(linear)] = start + width
-        yield Target(name, linear, start, width, layers, model.first_layer)
+        yield Target(name, linear, start, width, columns, layers, model.first_layer, rows)
     for name in ("embedding",) if model.config.tie_embeddings else ("embedding", "head"):
         table = getattr(model, name)
-        yield Target(name, table, 0, table.shape[1], (0,))
+        rows = None if layout is None else rows_of(layout, name, table)
+        width = table.shape[1] if rows is None else rows.parts[0][1]
+        yield Target(name, table, 0, width, table.shape[0], (0,), 0, rows)
 
 
 def norms(model: Decoder) -> Iterator[Target]:
@@ -71,7 +88,7 @@ def norms(model: Decoder) -> Iterator[Target]:
             stack = head == "layers"
             name = ".".join([head, "*", *rest]) if stack else head
             width = node.weight.get_value().shape[-1]
-            yield Target(name, node, 0, width, layers if stack else (0,), model.first_layer)
+            yield Target(name, node, 0, width, 1, layers if stack else (0,), model.first_layer)
 
 
 def selected(
@@ -126,6 +143,11 @@ def check_domain(noise: NoiseModel, chosen: list[Target], rows: float = 1.0) -> 
             raise UsageError(f"analog noise: expected projections of integer codes, found {what}")
         if noise.when == "read" and (table or rows < 1):
             raise UsageError(f"noise at read time is on whole projections, found {what}")
+        if noise.when == "read" and target.rows is not None:
+            raise UsageError(
+                "noise at read time: the model is split over tensor: load it without a mesh, or "
+                "over data"
+            )
         if noise.when == "read":
             _check_shared_inputs(target, chosen)
 

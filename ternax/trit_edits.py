@@ -27,10 +27,10 @@ def trits(model: Decoder, select: str = targets.EVERYTHING) -> dict[str, np.ndar
     for target in targets.selected(model, select):
         if target.node.format != "trit2" or target.node.packed.num_planes > 1:
             continue
-        data = np.asarray(target.node.packed.data)
+        data = target.stored()
         for layer, name in zip(target.layers, target.names(), strict=True):
             rows = data[layer, 0, target.first : target.first + target.width]
-            found[name] = np.asarray(unpack_codes(rows, "trit2", target.node.shape[0]))
+            found[name] = np.asarray(unpack_codes(rows, "trit2", target.columns))
     return found
 
 
@@ -105,7 +105,12 @@ def _with(model: Decoder, codes_of: Callable[[str], np.ndarray | None]) -> Decod
 
 
 def _apart(model: Decoder) -> Decoder:
-    """The same arrays in variables of its own."""
+    """The same arrays in variables of its own. UsageError where they are split over devices."""
+    if model.layout is not None and model.layout.across:
+        raise UsageError(
+            f"trits are moved in whole matrices, found a model split over {model.layout}: load it "
+            "without a mesh, or over data"
+        )
     graph, leaves = nnx.split(model)
     return nnx.merge(graph, jax.tree.map(lambda leaf: leaf, leaves))
 

@@ -40,6 +40,18 @@ class Workload:
     def context(self) -> int:
         return self.prompt_length + self.num_tokens
 
+    @property
+    def of_plan(self) -> dict:
+        """What `cost.plan` counts of it."""
+        return dict(
+            batch=self.batch,
+            context=self.context,
+            prompt=self.prompt_length,
+            kv_dtype=self.kv_dtype,
+            embed_dtype=self.embed_dtype,
+            head_dtype=self.head_dtype,
+        )
+
     def plan(self, config: ModelConfig, device=None, layout: Layout | None = None) -> cost.Plan:
         """What it needs with this model on this machine. UsageError where it cannot be done."""
         available = cost.available_bytes(device)
@@ -47,15 +59,10 @@ class Workload:
             available //= measure.sharing(device)
         return cost.plan(
             config,
-            batch=self.batch,
-            context=self.context,
-            prompt=self.prompt_length,
-            kv_dtype=self.kv_dtype,
-            embed_dtype=self.embed_dtype,
-            head_dtype=self.head_dtype,
             available_bytes=available,
             layout=layout,
             fused=cost.fuses(device, self.backend),
+            **self.of_plan,
         )
 
     def tokens(self, config: ModelConfig):

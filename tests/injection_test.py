@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import ternax
-from ternax import injection, targets
+from ternax import injection, striking, targets
 from ternax.errors import DoesNotFit, UsageError
 from ternax.kernels.packing import unpack_numpy
 from ternax.noise import make_noise
@@ -94,10 +94,10 @@ def test_order_and_selection_change_no_draw(clean):
 def test_chunks_change_no_draw(clean, monkeypatch):
     noise = make_noise("bitflip,rate=0.1,burst=3")
     whole, counts = ternax.perturb(clean, noise, KEY, copy=True)
-    monkeypatch.setattr(injection, "_CHUNK_BYTES", 64)
-    injection._strike.clear_cache()
+    monkeypatch.setattr(striking, "_CHUNK_BYTES", 64)
+    striking.strike.clear_cache()
     chunked, found = ternax.perturb(clean, noise, KEY, copy=True)
-    injection._strike.clear_cache()
+    striking.strike.clear_cache()
     assert found == counts and changed(whole, chunked) == set()
 
 

@@ -43,7 +43,7 @@ def abstract(name: str, text: str) -> sharding.Layout:
 
 
 def test_parse():
-    assert mesh.parse("tensor:4,data:2") == {"data": 2, "fsdp": 1, "tensor": 4}
+    assert mesh.parse("tensor:4,data:2") == {"data": 2, "fsdp": 1, "sequence": 1, "tensor": 4}
     assert mesh.describe(mesh.parse("tensor:4,data:2")) == "data:2,tensor:4"
 
 

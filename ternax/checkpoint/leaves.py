@@ -41,6 +41,14 @@ class Leaf(NamedTuple):
         rest = variable if self.layer is None else variable[self.layer]
         return rest[tuple(slice(a, a + n) for a, n in zip(self.start, self.shape, strict=True))]
 
+    def stretch(self, axis: int, first: int, count: int) -> "Leaf":
+        """`count` entries of this leaf along `axis`; all of it where one stands for all."""
+        if self.shape[axis] == 1:
+            return self
+        start, shape = list(self.start), list(self.shape)
+        start[axis], shape[axis] = start[axis] + first, count
+        return self._replace(start=tuple(start), shape=tuple(shape))
+
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize

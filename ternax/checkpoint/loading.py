@@ -6,7 +6,7 @@ casts silently, and each leaf is checked as it comes.
 
 import itertools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from flax import nnx
@@ -15,15 +15,15 @@ from ternax.checkpoint import manifest
 from ternax.checkpoint.files import WEIGHTS, open_files, sha256, unreadable, why_not
 from ternax.checkpoint.leaves import Leaf, leaves
 from ternax.checkpoint.manifest import Manifest
+from ternax.checkpoint.packing import pack_into
 from ternax.checkpoint.split_stacks import SplitStacks
 from ternax.checkpoint.stacks import Stacks
 from ternax.config import ModelConfig, first_layers, with_scheme
-from ternax.edit import pack_model
 from ternax.errors import BadModelFile, UsageError
 from ternax.kernels.packing import LAYOUT_VERSION
 from ternax.models import MODELS, Decoder
 from ternax.random_weights import abstract_model
-from ternax.sharding import AnyMesh, layout_for
+from ternax.sharding import AnyMesh, Layout, layout_for
 
 
 def load(
@@ -40,8 +40,8 @@ def load(
 ) -> Decoder:
     """The model that `save` wrote at `path`.
 
-    Packed leaves go one layer at a time into the stacks they run from, so that memory peaks
-    at the packed model and one layer.
+    Packed leaves go one layer at a time into the stacks they run from, and floats are packed
+    tensor by tensor, so that memory peaks at the packed model and one of those.
 
     Args:
       scheme: of a float model, another one than its config's.
@@ -50,8 +50,9 @@ def load(
       embed_dtype, head_dtype: how tables are packed; None: as stored, int8 for a float
         model's.
       backend: as for `pack_model`.
-      mesh: as for `engine.load`, of packed weights.
-      progress: called as (name, bytes) when a layer, or what is outside them, is there.
+      mesh: as for `engine.load`, of a model that is packed.
+      progress: called as (name, bytes) when a layer, or what is outside them, is there; of floats
+        that are packed, a tensor.
 
     Raises:
       BadModelFile: `path` holds no saved model, or one that is not whole.
@@ -88,31 +89,31 @@ def load(
     _check_names(path, {leaf.name: (leaf.shape, leaf.dtype) for leaf in leaves(whole)}, stored)
     model = whole if layers is None else abstract(first_layers(config, layers))
     layout = layout_for(mesh, model.config)
-    if layout is None:
-        stacks = Stacks(model)
-    elif stored.packed:
-        stacks = SplitStacks(
-            model,
-            layout,
-            backend=backend,
-            embed_dtype=stored.embed_dtype,
-            head_dtype=stored.head_dtype,
+    if layout is not None and not packed:
+        raise UsageError(f"mesh {layout}: it is for packed models, found packed=False")
+    if packed and not stored.packed:
+        embed_dtype, head_dtype = embed_dtype or "int8", head_dtype or "int8"
+        packing = dict(embed_dtype=embed_dtype, head_dtype=head_dtype, backend=backend)
+        config = with_scheme(model.config, scheme) if scheme else model.config
+        skeleton = abstract_model(config, packed=True, **packing)
+        return pack_into(
+            _stacks(skeleton, layout, **packing),
+            skeleton,
+            _tensors(path, stored, model),
+            embed_dtype=embed_dtype,
+            head_dtype=head_dtype,
+            scheme_is_stored=scheme is None,
+            progress=progress,
         )
-    else:
-        raise UsageError(
-            f"mesh {layout}: {path} holds floats, which are packed whole: load it without a mesh, "
-            "save it packed, and load that"
-        )
+    packing = dict(embed_dtype=stored.embed_dtype, head_dtype=stored.head_dtype, backend=backend)
+    stacks = _stacks(model, layout, **packing)
     model = _filled(path, stored, model, stacks, progress)
-    if stored.packed:
-        return model
-    if scheme is not None:
-        model = _under_scheme(model, scheme)
-    if not packed:
-        return model
-    return pack_model(
-        model, embed_dtype=embed_dtype or "int8", head_dtype=head_dtype or "int8", backend=backend
-    )
+    return model if stored.packed or scheme is None else _under_scheme(model, scheme)
+
+
+def _stacks(skeleton: Decoder, layout: Layout | None, **packing) -> Stacks:
+    """Where the leaves of an abstract model go. packing: as for `pack_model`."""
+    return Stacks(skeleton) if layout is None else SplitStacks(skeleton, layout, **packing)
 
 
 def _check_names(path, expected: dict[str, tuple], stored: Manifest) -> None:
@@ -149,16 +150,41 @@ def _filled(path, stored: Manifest, model: Decoder, stacks: Stacks, progress) ->
     """The abstract model with its values, read and checked one layer at a time."""
     with open_files() as (orbax, files):
         for layer, group in itertools.groupby(leaves(model), lambda leaf: leaf.layer):
-            nbytes = _fill_layer(path, stored, orbax, files, list(group), stacks)
+            nbytes = _fill(path, stored, orbax, files, list(group), stacks)
             progress("tables and norm" if layer is None else f"layers.{layer}", nbytes)
     return stacks.model()
 
 
-def _fill_layer(path, stored: Manifest, orbax, files, group: list[Leaf], stacks: Stacks) -> int:
-    """Reads and checks some leaves and puts them in their places; returns their bytes.
+def _fill(path, stored: Manifest, orbax, files, group: list[Leaf], stacks: Stacks) -> int:
+    """Reads some leaves and puts them in their places, one by one where a process keeps a share
+    of each; returns their bytes.
 
     A function of its own: what it has read is gone before the next layer is.
     """
+    for some in [[leaf] for leaf in group] if isinstance(stacks, SplitStacks) else [group]:
+        arrays = _read(path, stored, orbax, files, some)
+        for leaf in some:
+            with stacks.open(leaf) as place:
+                place[...] = arrays[leaf.name]
+    return sum(leaf.nbytes for leaf in group)
+
+
+def _tensors(path, stored: Manifest, model: Decoder) -> Iterator[tuple[str, dict]]:
+    """(module, field -> array) of a float model's leaves, as for `pack_into`."""
+    with open_files() as (orbax, files):
+        for name, group in itertools.groupby(leaves(model), _module):
+            arrays = _read(path, stored, orbax, files, list(group))
+            yield name, {field.removeprefix(f"{name}."): a for field, a in arrays.items()}
+
+
+def _module(leaf: Leaf) -> str:
+    """ "layers.3.mlp.up" of its kernel, and of what its scheme owns."""
+    module = leaf.name.rpartition(".")[0]
+    return module.partition(".scheme")[0]
+
+
+def _read(path, stored: Manifest, orbax, files, group: list[Leaf]) -> dict[str, np.ndarray]:
+    """Some leaves by name, checked."""
     names = [leaf.name for leaf in group]
     args = orbax.args.PyTreeRestore(
         item=dict.fromkeys(names, 0),
@@ -176,9 +202,7 @@ def _fill_layer(path, stored: Manifest, orbax, files, group: list[Leaf], stacks:
         why = why_not(leaf, array)
         if why:
             raise BadModelFile(path, leaf.name, why)
-        with stacks.open(leaf) as place:
-            place[...] = array
-    return sum(array.nbytes for array in arrays.values())
+    return {name: arrays[name] for name in names}
 
 
 def _under_scheme(model: Decoder, scheme: str) -> Decoder:

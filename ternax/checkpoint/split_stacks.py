@@ -12,6 +12,7 @@ from ternax.checkpoint.leaves import Leaf, leaves
 from ternax.checkpoint.stacks import Stacks, put_in_place
 from ternax.kernels.memory import zeros
 from ternax.models import Decoder
+from ternax.nn.table import PackedTable
 from ternax.random_weights import abstract_part
 from ternax.sharding import MATRICES, Layout
 
@@ -59,7 +60,8 @@ class SplitStacks(Stacks):
             value = array[source]
             if leaf.layer is not None:
                 value, start = value[None], (leaf.layer, *start)
-            stacks[device] = put_in_place(stacks[device], value, start)
+            # At once: what waits for its turn would be held, leaf by leaf.
+            stacks[device] = put_in_place(stacks[device], value, start).block_until_ready()
 
     def _first_of(self, name: str, index: int) -> int:
         """Which of the different parts of a leaf a device has: kv heads may have copies."""
@@ -76,6 +78,27 @@ class SplitStacks(Stacks):
             sharding = self._layout.sharding(spec)
             variable.set_value(jax.make_array_from_single_device_arrays(shape, sharding, arrays))
         return nnx.merge(self._graph, self._state)
+
+
+def split_model(model: Decoder, layout: Layout) -> Decoder:
+    """A packed model that is whole, matrix by matrix onto the mesh; the whole one stays."""
+    head = model.embedding if model.config.tie_embeddings else model.head
+    assert isinstance(model.embedding, PackedTable) and isinstance(head, PackedTable)
+    stacks = SplitStacks(
+        model,
+        layout,
+        embed_dtype=model.embedding.format,
+        head_dtype=head.format,
+        backend=model.embedding.backend,
+    )
+    values = {
+        path: np.asarray(variable.get_value())
+        for path, variable in nnx.to_flat_state(nnx.state(model))
+    }
+    for leaf in leaves(model):
+        with stacks.open(leaf) as place:
+            place[...] = leaf.of(values[leaf.path])
+    return stacks.model()
 
 
 def _overlap(opened: Leaf, whole: Leaf, part: Leaf, first: int):

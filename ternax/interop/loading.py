@@ -173,8 +173,8 @@ def _fill_table(model, name, dtype, fields: dict[str, Leaf], stacks: Stacks, odd
         count = min(_ROWS, total - first)
         rows = model.stored(name, first, count)
         with (
-            stacks.open(_part(codes, 1, first, count)) as place,
-            stacks.open(_part(scale, 2, first, count)) as of_rows,
+            stacks.open(codes.stretch(1, first, count)) as place,
+            stacks.open(scale.stretch(2, first, count)) as of_rows,
         ):
             largest = _pack_table_rows(rows, dtype, place, of_rows)
         if not np.isfinite(largest):
@@ -183,15 +183,6 @@ def _fill_table(model, name, dtype, fields: dict[str, Leaf], stacks: Stacks, odd
     if most == 0:
         odd.append(f"{model.where(name)} is all zero")
     return codes.nbytes + scale.nbytes
-
-
-def _part(leaf: Leaf, axis: int, first: int, count: int) -> Leaf:
-    """`count` entries of a leaf along `axis`, or all of it where one stands for all."""
-    if leaf.shape[axis] == 1:
-        return leaf
-    start, shape = list(leaf.start), list(leaf.shape)
-    start[axis], shape[axis] = start[axis] + first, count
-    return leaf._replace(start=tuple(start), shape=tuple(shape))
 
 
 def _pack_table_rows(rows, dtype: str, codes, scale) -> float:

@@ -2,11 +2,13 @@
 
 import pathlib
 
+from ternax import processes
 from ternax.checkpoint import manifest, saving
 from ternax.checkpoint.whole import whole_directory, whole_file
 from ternax.config import ModelConfig
-from ternax.edit import check_whole, is_packed
+from ternax.edit import is_packed
 from ternax.errors import OutputError, UsageError
+from ternax.gather import whole_model
 from ternax.interop import gguf_file, gguf_saving, gguf_vocabulary, hf, hf_saving
 from ternax.interop.gguf import I2_S
 from ternax.interop.tokenizer import BYTES, ByteTokenizer, Tokenizer, to_directory
@@ -31,12 +33,22 @@ def save(
         BF16, F32 or Q8_0.
       tokenizer: stored with it; None for bytes where the vocabulary is one of bytes, else none.
 
+    A model that is split over devices is gathered on the host first: by all processes together,
+    of which the first writes.
+
     Raises:
       UsageError: a format that does not exist, or cannot hold this model; it says which can.
       OutputError: `path` is something else, or cannot be written.
     """
-    check_whole(model, "save")
-    path = pathlib.Path(path)
+    split = model.layout is not None and model.layout.across is not None
+    model = whole_model(model)
+    if not split or processes.is_first():
+        _save(model, pathlib.Path(path), format, tokenizer)
+    if split:
+        processes.meet("saved")
+
+
+def _save(model: Decoder, path: pathlib.Path, format: str, tokenizer: Tokenizer | None) -> None:
     tokenizer = tokenizer or _of_bytes(model.config)
     packed = is_packed(model)
     name, kind, options = check(model.config, path, format, tokenizer=tokenizer, packed=packed)

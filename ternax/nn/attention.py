@@ -8,6 +8,7 @@ from flax import nnx
 
 from ternax.config import ModelConfig
 from ternax.kernels.attention import rotate, step_attention
+from ternax.kernels.attention_across import step_attention_across
 from ternax.nn.cache import KVCache
 from ternax.nn.linear import QuantLinear, side_by_side
 from ternax.nn.norm import RMSNorm
@@ -45,7 +46,12 @@ def attend_full(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array) -> j
 
 
 def attend_cached(
-    qkv: jax.Array, rope, cache: KVCache, layer: jax.Array, backend: str | None = None
+    qkv: jax.Array,
+    rope,
+    cache: KVCache,
+    layer: jax.Array,
+    backend: str | None = None,
+    across: str | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Appends the newest T tokens to one layer of the cache and attends.
 
@@ -53,9 +59,12 @@ def attend_cached(
     its `length` moves once a step, not once a layer: see `advance`.
     """
     stores = (cache.k, cache.v, cache.k_scale, cache.v_scale)
-    out, k, v, k_scale, v_scale = step_attention(
-        qkv, rope, *stores, cache.start, cache.length, layer, backend=backend
-    )
+    place = (cache.start, cache.length, layer)
+    if across is None:
+        found = step_attention(qkv, rope, *stores, *place, backend=backend)
+    else:
+        found = step_attention_across(qkv, rope, *stores, *place, across)
+    out, k, v, k_scale, v_scale = found
     return out, dataclasses.replace(cache, k=k, v=v, k_scale=k_scale, v_scale=v_scale)
 
 
@@ -63,7 +72,8 @@ class Attention(nnx.Module):
     """Projections q, k, v, o round the attention; packed, q, k and v are one `qkv`.
 
     BitNet puts a norm, `sub_norm`, in front of o. `backend` names the kernels of
-    `step_attention`, None the platform's fastest.
+    `step_attention`, None the platform's fastest. `across` is the mesh axis that the cache's slots
+    are split over, inside `shard_map`; None: they are whole here.
     """
 
     def __init__(self, config: ModelConfig, *, sub_norm: bool, rngs: nnx.Rngs):
@@ -81,6 +91,7 @@ class Attention(nnx.Module):
         self.sub_norm = RMSNorm(inner, eps=config.norm_eps) if sub_norm else None
         self.head_dim, self.num_kv_heads = config.head_dim, config.num_kv_heads
         self.backend: str | None = None
+        self.across: str | None = None
 
     def __call__(self, x, layer, rope, start, cache: KVCache | None, *, norm: RMSNorm):
         """x + attention(norm x).
@@ -99,6 +110,6 @@ class Attention(nnx.Module):
             )
             out = attend_full(rotate(q, rope), rotate(k, rope), v, start)
         else:
-            out, cache = attend_cached(qkv, rope, cache, layer, self.backend)
+            out, cache = attend_cached(qkv, rope, cache, layer, self.backend, self.across)
         out = out.reshape(*x.shape[:2], -1)
         return self.o(out, layer, norm=self.sub_norm, residual=x), cache

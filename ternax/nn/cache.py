@@ -61,11 +61,15 @@ def init_cache(
 ) -> KVCache:
     """An empty cache for `context` tokens a row; `zeros` makes its memory.
 
-    With a layout it is made split: rows over data, kv heads over tensor.
+    With a layout it is made split: rows over data, kv heads over tensor, slots over sequence.
     """
     if layout is not None:
         return _split_cache(config, batch, context, dtype, start, layout)
-    shape = (config.num_layers, batch, config.num_kv_heads, padded_slots(context), config.head_dim)
+    return _of_slots(config, batch, padded_slots(context), dtype, start, zeros)
+
+
+def _of_slots(config, batch, slots, dtype, start, zeros) -> KVCache:
+    shape = (config.num_layers, batch, config.num_kv_heads, slots, config.head_dim)
     start = jnp.zeros((batch,), jnp.int32) if start is None else jnp.asarray(start)
     length = jnp.int32(0)
     if dtype == "int8":
@@ -78,7 +82,8 @@ def init_cache(
 
 def _split_cache(config, batch, context, dtype, start, layout: Layout) -> KVCache:
     wide = dataclasses.replace(config, num_heads=layout.kv_heads, num_kv_heads=layout.kv_heads)
-    like = jax.eval_shape(lambda: init_cache(wide, batch, context, dtype))
+    slots = layout.sequence * padded_slots(layout.local_context(context))
+    like = jax.eval_shape(lambda: _of_slots(wide, batch, slots, dtype, None, jnp.zeros))
     specs = cache_specs(layout, like)
     cache = jax.tree.map(
         lambda leaf, spec: layout.full(leaf.shape, 0, leaf.dtype, spec), like, specs

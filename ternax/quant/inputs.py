@@ -20,7 +20,7 @@ class InputQuant(Protocol):
         across: the mesh axis that K is split over, inside `shard_map`: the scale is of all parts.
         """
 
-    def fake_quant(self, x: jax.Array) -> jax.Array:
+    def fake_quant(self, x: jax.Array, across: str | None = None) -> jax.Array:
         """x as the quantizer leaves it, in floats, gradient straight through."""
 
 
@@ -41,9 +41,9 @@ class Int8PerToken:
         inverse = (1.0 / jnp.maximum(peak, EPS)) * 127.0
         return jnp.clip(jnp.round(x * inverse), -128, 127).astype(jnp.int8), 1.0 / inverse
 
-    def fake_quant(self, x: jax.Array) -> jax.Array:
+    def fake_quant(self, x: jax.Array, across: str | None = None) -> jax.Array:
         """x rounded as above, f32, gradient straight through."""
-        q, scale = self(x)
+        q, scale = self(x, across)
         return straight_through(x, q.astype(jnp.float32) * scale)
 
 
@@ -54,7 +54,7 @@ class Unquantized:
     def __call__(self, x: jax.Array, across: str | None = None) -> tuple[jax.Array, None]:
         return x, None
 
-    def fake_quant(self, x: jax.Array) -> jax.Array:
+    def fake_quant(self, x: jax.Array, across: str | None = None) -> jax.Array:
         return x
 
 

@@ -12,12 +12,15 @@ def bits(model):
                         for shard in leaf.addressable_shards]
             for path, leaf in leaves}
 
-for name, scheme in (("tiny-llama", "absmean"), ("tiny-bitnet", "int4,group_size=16")):
+cases = (
+    ("tiny-llama", "absmean", ["tensor:8"]),
+    ("tiny-bitnet", "int4,group_size=16", ["tensor:2", "data:2,tensor:4"]),
+)
+for name, scheme, meshes in cases:
     config = small(name, vocab_size=8 * 37, scheme=scheme)
     path = f"{sys.argv[1]}/{name}"
     ternax.save(random_model(config), path)
-    for text in ("tensor:2", "tensor:8", "data:2,tensor:4"):
-        # A scale group of o and of down stays whole on 8 devices: 16 codes each.
+    for text in meshes:
         mesh = mesh_of(text)
         expected = bits(random_model(config, layout=layout_of(mesh, config)))
         found = bits(ternax.load(path, mesh=mesh))
@@ -31,16 +34,52 @@ def test_a_stored_model_on_a_mesh(tmp_path):
     assert split.run(SMALL + _LOADED, 8, str(tmp_path)) == "equal\n"
 
 
-_REFUSED = """
+_STORED = """
 from ternax.errors import UsageError
+from ternax.gather import whole_model
+from ternax.noise import make_noise
 
-config = small("tiny-llama")
-model = ternax.load(config, mesh=mesh_of("tensor:2"))
-ternax.save(ternax.load(config, packed=False), f"{sys.argv[1]}/float")
+def bits(model):
+    leaves = jax.tree_util.tree_flatten_with_path(nnx.state(model))[0]
+    return {str(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+folder, key = sys.argv[1], jax.random.key(3)
+config = small("tiny-bitnet", vocab_size=8 * 37, hidden_size=256, num_heads=16)
+# 8 devices hold each of its 4 kv heads twice.
+meshes = [mesh_of("tensor:2"), mesh_of("tensor:8")]
+
+# What is stored, in each form: its floats packed as they are read.
+ternax.save(ternax.load(config, packed=False), f"{folder}/floats")
+one = ternax.load(f"{folder}/floats", backend="reference")
+for name, form in (("hf", "hf"), ("tq2.gguf", "gguf:TQ2_0")):
+    ternax.save(one, f"{folder}/{name}", form)
+for path, expected in (("floats", one), ("hf", None), ("tq2.gguf", None)):
+    path = f"{folder}/{path}"
+    expected = bits(expected or ternax.load(path))
+    for mesh in meshes:
+        many = ternax.load(path, mesh=mesh, backend="reference")
+        assert bits(whole_model(many)) == expected, (path, mesh.shape)
+
+# What is struck: every kind of noise on weights, and what is saved afterwards.
+for spec, selection in (
+    ("bitflip,rate=0.02,policy=zero", dict(select=".*")),
+    ("sign_flip,rate=0.1", dict(select="layers.*(k|down)", rows=0.5)),
+    ("scale_bits,rate=0.05", {}),
+    ("gaussian,sigma=0.2", dict(select="layers.*(q|o)")),
+):
+    noise = make_noise(spec)
+    struck, counts = ternax.perturb(one, noise, key, copy=True, **selection)
+    assert sum(counts.values()) > 0
+    for mesh in meshes:
+        many = ternax.load(f"{folder}/floats", mesh=mesh, backend="reference")
+        many, others = ternax.perturb(many, noise, key, **selection)
+        assert others == counts, (spec, mesh.shape)
+        assert bits(whole_model(many)) == bits(struck), (spec, mesh.shape)
+    if noise.domain == "packed":
+        ternax.save(many, f"{folder}/struck")
+        assert bits(ternax.load(f"{folder}/struck")) == bits(struck)
 for call in (
-    lambda: ternax.save(model, f"{sys.argv[1]}/x"),
-    lambda: ternax.perturb(model, "sign_flip,rate=0.1", jax.random.key(0)),
-    lambda: ternax.load(f"{sys.argv[1]}/float", mesh=mesh_of("tensor:2")),
+    lambda: ternax.perturb(many, make_noise("input_gaussian,sigma=0.1"), key),
     lambda: ternax.load(config, packed=False, mesh="data:8"),
 ):
     try:
@@ -50,16 +89,15 @@ for call in (
 """
 
 
-def test_what_a_split_model_cannot_do(tmp_path):
-    said = split.run(SMALL + _REFUSED, 8, str(tmp_path)).splitlines()
-    assert len(said) == 4
-    assert "save: the model is split over tensor:2" in said[0]
-    assert "perturb: the model is split over tensor:2" in said[1]
-    assert "holds floats, which are packed whole" in said[2]
-    assert "mesh belong to packed=True" in said[3]
+def test_stored_struck_and_saved_as_on_one_device(tmp_path):
+    said = split.run(SMALL + _STORED, 8, str(tmp_path)).splitlines()
+    assert len(said) == 2
+    assert "at read time: the model is split over tensor" in said[0]
+    assert "mesh belong to packed=True" in said[1]
 
 
-_STRUCK = """
+_DATA = """
+from ternax import taps
 from ternax.noise import make_noise
 
 config = small("tiny-bitnet")
@@ -72,10 +110,16 @@ assert others == counts and sum(counts.values()) > 0
 found, logits = many(tokens), np.asarray(one(tokens))
 assert len(found.sharding.device_set) == 4 and found.addressable_shards[0].data.shape[0] == 1
 assert np.abs(found - logits).max() < 1e-5  # norms of one row and of four round apart
+# What each projection reads is put together from all devices that split it.
+reads = taps.projection_inputs(one, tokens[:2])
+many = ternax.load(config, backend="reference", mesh=mesh_of("data:2,tensor:2"))
+many, _ = ternax.perturb(many, noise, key)
+for name, read in taps.projection_inputs(many, tokens[:2]).items():
+    assert np.abs(read - reads[name]).max() < 1e-5, name
 print("equal")
 """
 
 
-def test_noise_over_data():
+def test_noise_over_data_and_what_projections_read():
     """The same strikes on every copy, each of which reads its rows of a batch."""
-    assert split.run(SMALL + _STRUCK, 4) == "equal\n"
+    assert split.run(SMALL + _DATA, 4) == "equal\n"

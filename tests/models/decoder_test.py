@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from ternax import configs, engine
+from ternax import collectives, configs, engine
 from ternax.nn.cache import init_cache
 from ternax.random_weights import abstract_model, random_model
 from tests import hlo
@@ -149,8 +149,11 @@ def deep():
 
 
 def check_step(compiled, cache_bytes, table):
-    """Nothing stored is copied, the cache is updated where it lies, temporaries are one block."""
+    """Nothing stored is copied, the cache is updated where it lies, temporaries are one block; and
+    one device, which no mesh was asked for, talks to no other."""
     assert hlo.copies(compiled, MIN_BYTES) == []
+    text = compiled.as_text()
+    assert collectives.of_program(text, WIDE.num_layers) == [] and "partition-id" not in text
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= cache_bytes
     assert memory.temp_size_in_bytes <= TEMPORARY_BYTES[table]
