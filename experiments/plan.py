@@ -267,7 +267,7 @@ def plan(args) -> None:
     if objective in ("cost", "price") and lacking and args.device not in (None, "all"):
         raise UsageError(f"no price of {', '.join(lacking)} is known; give --usd_per_hour")
     counts = config_flag.counts("devices", args.devices, planner.TENSOR if objective else (1,))
-    if max(counts) > 1 and args.device not in (None, "all"):
+    if args.devices and max(counts) > 1 and args.device not in (None, "all"):
         lonely = [device.name for device in devices if device.fastest_link is None]
         if lonely and args.tensor != "1":
             raise UsageError(f"{lonely[0]} has no link to another: --tensor=1 makes copies")
@@ -304,6 +304,8 @@ def plan(args) -> None:
         lines.append(row("compiled", plan_table.compiled_line(shown[0], compiled)))
     if args.target_tokens_per_s is not None:
         lines.append(row("needs", plan_table.needed(shown[0], args.target_tokens_per_s)))
+    if len({one.setting.weights for one in shown}) > 1:
+        lines.append(row("weights", plan_table.weights(shown)))
     if len(shown) > 1:
         lines += ["", *plan_table.comparison(shown)]
         if objective:

@@ -3,6 +3,7 @@
 import pathlib
 
 from ternax import drawing, planner
+from ternax.formats import get_format
 from ternax.planner import Efficiency, Layout
 from ternax.table import rate, row
 
@@ -25,6 +26,7 @@ def detail(one: Layout, efficiency: dict[str, Efficiency]) -> list[str]:
     shares = [f"{part} {1e3 * s:.3g}" for part, s in parts if s > step.total_s / 2000]
     lines = [
         row("plan", f"{at.shape.name} on {planner.name(one)}, context {at.context}: predicted"),
+        row("model", _model(one)),
         row(
             "memory",
             f"{memory} = {one.resident_bytes / 2**30:.2f} GiB a device, of "
@@ -53,11 +55,23 @@ def detail(one: Layout, efficiency: dict[str, Efficiency]) -> list[str]:
     return lines
 
 
+def _model(one: Layout) -> str:
+    """How large, and what of a mixture of experts a token uses."""
+    shape = one.setting.shape
+    bits = get_format(one.setting.weights).bits_per_weight
+    active = getattr(shape, "active_parameters", None)
+    used = f", {active:,} active" if active else ""
+    return (
+        f"{shape.parameters:,} parameters{used}; {shape.num_layers} layers, "
+        f"{shape.projection_parameters:,} in their projections at {bits:g} bits"
+    )
+
+
 def comparison(found: list[Layout]) -> list[str]:
     """Several layouts as a table of at most 100 columns."""
     lines = [
-        f"  {'layout':40}{'tokens/s':>9}{'each':>7}{'ms':>8}{'GiB':>7}{'MBU':>6}{'MFU':>6}"
-        f"{'$/Mtok':>9}{'J/tok':>7}"
+        f"  {'layout: copies x (devices of each)':40}{'tokens/s':>9}{'each':>7}{'ms':>8}{'GiB':>7}"
+        f"{'MBU':>6}{'MFU':>6}{'$/Mtok':>9}{'J/tok':>7}"
     ]
     for one in found:
         dollars = one.usd_per_million_tokens
@@ -71,6 +85,23 @@ def comparison(found: list[Layout]) -> list[str]:
     if not all(one.fits for one in found):
         lines.append("! does not fit")
     return lines
+
+
+def weights(found: list[Layout]) -> str:
+    """The weights by format, tables included, as a file holds them; and how much smaller."""
+    sizes: dict[str, float] = {}
+    for one in found:
+        parts = sum(one.bytes[part] for part in ("projections", "head", "embedding"))
+        sizes.setdefault(one.setting.weights, parts * one.setting.devices)
+    first, largest = next(iter(sizes.items()))
+    told = [f"{first} {largest / 1e9:.4g} GB"]
+    told += [
+        f"{name} {size / 1e9:.4g} ({largest / size:.3g}x smaller)"
+        if size < largest
+        else f"{name} {size / 1e9:.4g}"
+        for name, size in list(sizes.items())[1:]
+    ]
+    return f"{', '.join(told)}; tables in {found[0].setting.tables} included"
 
 
 def needed(one: Layout, target: float) -> str:
