@@ -67,16 +67,25 @@ def _model(one: Layout) -> str:
     )
 
 
+def names(found: list[Layout]) -> list[str]:
+    """Of layouts, the model in front where there are several."""
+    several = len({one.setting.shape.name for one in found}) > 1
+    return [
+        f"{one.setting.shape.name}: {planner.name(one)}" if several else planner.name(one)
+        for one in found
+    ]
+
+
 def comparison(found: list[Layout]) -> list[str]:
     """Several layouts as a table of at most 100 columns."""
     lines = [
         f"  {'layout: copies x (devices of each)':40}{'tokens/s':>9}{'each':>7}{'ms':>8}{'GiB':>7}"
         f"{'MBU':>6}{'MFU':>6}{'$/Mtok':>9}{'J/tok':>7}"
     ]
-    for one in found:
+    for one, named in zip(found, names(found), strict=True):
         dollars = one.usd_per_million_tokens
         cells = (
-            f"{' ' if one.fits else '!'} {planner.name(one):40}{rate(one.tokens_per_s):>9}"
+            f"{' ' if one.fits else '!'} {named:40}{rate(one.tokens_per_s):>9}"
             f"{rate(one.tokens_per_s_each):>7}{rate(1e3 * one.step.total_s):>8}"
             f"{one.resident_bytes / 2**30:>7.1f}{100 * one.mbu:>5.0f}%{100 * one.mfu:>5.0f}%"
             f"{'' if dollars is None else f'{dollars:.3g}':>9}{one.joules_per_token:>7.3g}"
@@ -133,16 +142,17 @@ def draw(found: list[Layout], target: pathlib.Path) -> pathlib.Path | None:
         return None
     height = 1.4 + 0.35 * len(found)
     figure, axis = pyplot.subplots(figsize=(9, height), layout="constrained")
-    names, left = [planner.name(one) for one in found], [0.0] * len(found)
+    left = [0.0] * len(found)
     for part in PARTS:
         width = [1e3 * getattr(one.step, f"{part}_s") for one in found]
         if max(width):
             axis.barh(range(len(found)), width, left=left, label=part)
             left = [a + b for a, b in zip(left, width, strict=True)]
-    axis.set_yticks(range(len(found)), names, fontsize=8)
+    axis.set_yticks(range(len(found)), names(found), fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("predicted ms per step")
-    axis.set_title(f"{found[0].setting.shape.name}, context {found[0].setting.context}", loc="left")
+    models = ", ".join(dict.fromkeys(one.setting.shape.name for one in found))
+    axis.set_title(f"{models}, context {found[0].setting.context}", loc="left")
     axis.legend(fontsize=7)
     figure.savefig(target, dpi=120)
     pyplot.close(figure)

@@ -87,6 +87,19 @@ def test_formats_have_sizes_of_files(tmp_path, capsys):
     assert "i2_s 1.179" in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_model_alone_varied(tmp_path, capsys):
+    flags = ["--config=mistral-24b,qwen3-32b,70b", "--scheme=nvfp4", "--device=spark"]
+    assert plan.main([*flags, f"--output_dir={tmp_path / 'a'}"]) == 0
+    out = capsys.readouterr().out
+    assert "\n  qwen3-32b: dgx-spark, nvfp4, batch 1 " in out
+    records = read_records(tmp_path / "a" / "results.jsonl")
+    assert [r.config for r in records] == ["mistral-24b", "qwen3-32b", "70b"]
+    rates = [r.metrics["tokens_per_s"] for r in records]
+    assert rates == sorted(rates, reverse=True)
+    assert plan.main([*flags, "--objective=cost"]) == 2
+    assert "layouts of one --config are ranked" in capsys.readouterr().err
+
+
 def test_a_device_without_a_link_is_ranked_alone(tmp_path):
     flags = ["--config=8b", "--device=m1-pro", "--objective=cost", "--usd_per_hour=0.1"]
     assert plan.main([*flags, f"--output_dir={tmp_path}"]) == 0
