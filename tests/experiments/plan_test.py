@@ -78,7 +78,7 @@ def test_the_catalogue_is_ranked_alike_each_time(tmp_path, capsys):
 
 def test_formats_have_sizes_of_files(tmp_path, capsys):
     """The published I2_S file of 2B-4T, head and embedding one, is 1,178,623,988 bytes long."""
-    schemes = "--scheme=fp32,i2_s,sherry"
+    schemes = "--scheme=fp32,i2_s,1.25-bit"
     assert plan.main(["--config=2b4t", schemes, f"--output_dir={tmp_path / 'a'}"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "weights fp32 8.995 GB, i2_s 1.179 (7.63x smaller), sherry 0.98" in said
