@@ -34,7 +34,7 @@ from ternax.table import row
 
 def plan_flags(define):
     define.section("What runs")
-    define.string("config", "70b", "a model, or a shape that is planned alone", form="NAME")
+    define.string("config", "70b", "models, or shapes that are planned alone", form="NAME,...")
     define.string("scheme", "trit2", "formats of the projections", form="NAME,...")
     format_flags(define)
     define.integer("context", 4096, "tokens each sequence holds", lower=1)
@@ -253,12 +253,17 @@ def plan(args) -> None:
     slo_ms = slo_of(args)
     # What is fast enough is chosen among by its price, unless another wish is stated.
     objective = args.objective or ("price" if slo_ms is not None else None)
-    shape, longest = get_shape(args.config)
-    if args.context > longest:
-        raise UsageError(
-            f"--context must be at most {longest}, what {shape.name} was made for, "
-            f"found {args.context}"
-        )
+    shapes = []
+    for word in args.config.split(","):
+        shape, longest = get_shape(word.strip())
+        if args.context > longest:
+            raise UsageError(
+                f"--context must be at most {longest}, what {shape.name} was made for, "
+                f"found {args.context}"
+            )
+        shapes.append(shape)
+    if len(shapes) > 1 and objective:
+        raise UsageError(f"layouts of one --config are ranked, found {args.config}")
     devices = devices_of(args.device, ranked=objective is not None)
     terms = Terms(
         args.memory_share, args.all_reduce_us / 1e6, args.launch_us / 1e6, args.usd_per_hour
@@ -267,13 +272,15 @@ def plan(args) -> None:
     if objective in ("cost", "price") and lacking and args.device not in (None, "all"):
         raise UsageError(f"no price of {', '.join(lacking)} is known; give --usd_per_hour")
     counts = config_flag.counts("devices", args.devices, planner.TENSOR if objective else (1,))
-    if max(counts) > 1 and args.device not in (None, "all"):
+    if args.devices and max(counts) > 1 and args.device not in (None, "all"):
         lonely = [device.name for device in devices if device.fastest_link is None]
         if lonely and args.tensor != "1":
             raise UsageError(f"{lonely[0]} has no link to another: --tensor=1 makes copies")
     efficiency = efficiencies(devices, args.efficiency, args.calibrate)
-    found = list(
-        planner.layouts(
+    found = [
+        one
+        for shape in shapes
+        for one in planner.layouts(
             shape,
             devices,
             schemes=[get_format(word.strip()).name for word in args.scheme.split(",")],
@@ -289,7 +296,7 @@ def plan(args) -> None:
             efficiency=efficiency,
             terms=terms,
         )
-    )
+    ]
     if not found:
         raise UsageError("--tensor must divide --devices, found none that does")
     if args.demand_tokens_per_s is not None:
@@ -304,6 +311,8 @@ def plan(args) -> None:
         lines.append(row("compiled", plan_table.compiled_line(shown[0], compiled)))
     if args.target_tokens_per_s is not None:
         lines.append(row("needs", plan_table.needed(shown[0], args.target_tokens_per_s)))
+    if len(shapes) == 1 and len({one.setting.weights for one in shown}) > 1:
+        lines.append(row("weights", plan_table.weights(shown)))
     if len(shown) > 1:
         lines += ["", *plan_table.comparison(shown)]
         if objective:
@@ -314,7 +323,7 @@ def plan(args) -> None:
     print("\n".join(lines))
     target = args.target_tokens_per_s
     records = run(shown, efficiency, target, args.command_line, compiled)
-    names = ("plan", shape.name, objective or "layouts")
+    names = ("plan", "-".join(shape.name for shape in shapes), objective or "layouts")
     print(keep(args, records, names, lambda picture: plan_table.draw(shown, picture)))
 
 

@@ -130,9 +130,14 @@ def _sentence(record: Record) -> str:
             f"{100 * m['efficiency_share']:.0f} % of the bandwidth, a = {m['fixed_ms']:.3g} ms"
         )
     if "slope_ms" in m:
+        errors = ["", ", of two steps, which tell no error"]
+        if "slope_error_ms" in m:
+            errors = [
+                f" (standard error {m['fixed_error_ms']:.3f})",
+                f" ({m['slope_error_ms']:.2g})",
+            ]
         parts.append(
-            f"a = {m['fixed_ms']:.3f} ms (standard error {m['fixed_error_ms']:.3f}), "
-            f"b = {m['slope_ms']:.4g} ms ({m['slope_error_ms']:.2g})"
+            f"a = {m['fixed_ms']:.3f} ms{errors[0]}, b = {m['slope_ms']:.4g} ms{errors[1]}"
         )
     if "knee_batch" in m:
         parts.append(f"rows cost as much as what they share from batch {m['knee_batch']:.3g} on")

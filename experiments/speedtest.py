@@ -23,6 +23,8 @@ from ternax.speedtest import Remote, SpeedTest, Target
 from ternax.table import rate
 
 KEY = "OPENAI_API_KEY"
+# The model of a server that does not say which it has.
+UNKNOWN = "unknown"
 
 
 def speedtest_flags(define):
@@ -120,7 +122,8 @@ def draw(records: Sequence[Record], target: pathlib.Path) -> pathlib.Path | None
 
 
 def remote(args) -> Remote:
-    """The server that the flags name. UsageError where it does not answer which models it has."""
+    """The server that the flags name. UsageError where it says that it has no model; one that does
+    not answer is asked all the same, and its rows say why they failed."""
     if "config" in args.given or "dispatch" in args.given:
         raise UsageError("--config and --dispatch are of this engine; --endpoint names a server")
     endpoint = Endpoint(
@@ -132,7 +135,11 @@ def remote(args) -> Remote:
         api_key=os.environ.get(KEY, ""),
     )
     if not endpoint.model:
-        names = endpoint.models()
+        try:
+            names = endpoint.models()
+        except PeerFailed as error:
+            print(f"note: {error}", file=sys.stderr)
+            names = [UNKNOWN]
         if not names:
             raise UsageError(f"--endpoint={endpoint.url} serves no model; --model names one")
         endpoint = Endpoint(**{**vars(endpoint), "model": names[0]})

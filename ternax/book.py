@@ -78,6 +78,8 @@ COLUMNS = {
     ),
 }
 _MOST_COLUMNS = 8
+# In place of a machine where numbers come from counting alone.
+COMPUTED = "none: predicted"
 # What tells rows of a table apart, in the order they show.
 _KEY = ("phase", "config", "scheme", "backend", "device", "layers", "batch", "context")
 
@@ -215,13 +217,15 @@ def page(
 
 
 def _environment(entries: Sequence[Entry]) -> Iterator[str]:
-    """Where and with what: each machine and its versions, with the files that ran there."""
+    """Where and with what: each machine and its versions. A predicted record names the device that
+    it is about, on which nothing ran: those stand together."""
     yield from ("## Environment", "", "| device | versions | commits | records | from | to |")
     yield "|---|---|---|---|---|---|"
     groups: dict[tuple[str, str], list[Record]] = {}
     for entry in entries:
         record = entry.record
-        groups.setdefault((record.device, record.versions), []).append(record)
+        device = COMPUTED if record.kind == "predicted" else record.device
+        groups.setdefault((device, record.versions), []).append(record)
     for (device, versions), records in groups.items():
         commits = ", ".join(dict.fromkeys(record.commit for record in records))
         times = sorted(record.time_utc for record in records)

@@ -59,6 +59,18 @@ def _line(by_value: ByValue, x_of) -> estimate.Line:
     return estimate.line([x for x, _ in pairs], [t for _, t in pairs])
 
 
+def _fitted(fit: estimate.Line) -> dict[str, float]:
+    """A line t = a + b x as metrics; two points fit exactly and tell no error."""
+    found = {"fixed_ms": 1e3 * fit.fixed, "slope_ms": 1e3 * fit.slope}
+    if fit.count > 2:
+        found |= {
+            "fixed_error_ms": 1e3 * fit.fixed_error,
+            "slope_error_ms": 1e3 * fit.slope_error,
+            "worst_residual_share": fit.worst_share,
+        }
+    return found
+
+
 def _timed(records: list[Record]) -> list[tuple[Record, float]]:
     return list(zip(records, _step_s(records), strict=True))
 
@@ -81,7 +93,7 @@ def _layers(axis: Axis, by_value: ByValue) -> Iterator[Record]:
                 "read_bandwidth_gb_per_s": statistics.median(rates),
                 **streaming,
             },
-            f"t = a + bytes / rate through layers {', '.join(values)}, {fit.count} steps",
+            f"t = a + bytes / rate through layers {', '.join(values)} ({fit.count} steps)",
             samples=tuple(t for rs in by_value.values() for t in _step_s(rs)),
             sample_unit="s/token",
         )
@@ -97,11 +109,7 @@ def _extrapolated(below: ByValue, whole: int, measured: list[Record]) -> Record:
     found, basis = fit.at(whole), next(reversed(below.values()))[-1]
     metrics = {
         "tpot_ms_p50": 1e3 * found.value,
-        "fixed_ms": 1e3 * fit.fixed,
-        "fixed_error_ms": 1e3 * fit.fixed_error,
-        "slope_ms": 1e3 * fit.slope,
-        "slope_error_ms": 1e3 * fit.slope_error,
-        "worst_residual_share": fit.worst_share,
+        **_fitted(fit),
     }
     if found.low is not None and found.high is not None:
         metrics |= {"tpot_ms_low": 1e3 * found.low, "tpot_ms_high": 1e3 * found.high}
@@ -190,7 +198,8 @@ def _batches(axis: Axis, by_value: ByValue) -> Iterator[Record]:
     yield from _multipliers(axis, by_value)
     record = _slope(axis, by_value, lambda record: record.batch)
     m = record.metrics
-    knee = {"knee_batch": m["fixed_ms"] / m["slope_ms"]} if m["slope_ms"] > 0 else {}
+    rising = min(m["slope_ms"], m["fixed_ms"]) > 0  # else the steps are noise: no knee
+    knee = {"knee_batch": m["fixed_ms"] / m["slope_ms"]} if rising else {}
     yield dataclasses.replace(record, metrics=m | knee)
 
 
@@ -202,14 +211,8 @@ def _slope(axis: Axis, by_value: ByValue, x_of) -> Record:
     fit = _line(by_value, x_of)
     return _summary(
         next(reversed(by_value.values()))[-1],
-        {
-            "fixed_ms": 1e3 * fit.fixed,
-            "fixed_error_ms": 1e3 * fit.fixed_error,
-            "slope_ms": 1e3 * fit.slope,
-            "slope_error_ms": 1e3 * fit.slope_error,
-            "worst_residual_share": fit.worst_share,
-        },
-        f"t = a + b {axis.name} through {', '.join(by_value)}, {fit.count} steps",
+        _fitted(fit),
+        f"t = a + b {axis.name} through {', '.join(by_value)} ({fit.count} steps)",
         samples=tuple(t for rs in by_value.values() for t in _step_s(rs)),
         sample_unit="s/token",
     )

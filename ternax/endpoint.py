@@ -12,7 +12,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 
-from ternax.errors import UsageError
+from ternax.errors import PeerFailed, UsageError
 from ternax.reply import Reply
 
 # A line of a stream, or what is read of an error's body, is never longer.
@@ -57,7 +57,7 @@ class Endpoint:
             raise UsageError(f"--timeout_s must be above 0, found {self.timeout_s:g}")
 
     def models(self) -> list[str]:
-        """The names of what it serves. UsageError when it does not say."""
+        """The names of what it serves. PeerFailed when it does not say."""
         connection, deadline = self._connect(min(self.timeout_s, 10.0))
         try:
             response, _ = self._ask(connection, deadline, "GET", "/v1/models")
@@ -71,7 +71,7 @@ class Endpoint:
             TypeError,
             _Nonsense,
         ) as e:
-            raise UsageError(
+            raise PeerFailed(
                 f"--endpoint={self.url} does not say which models it has ({_why(e)}); is it "
                 "running? --model names one without asking"
             ) from e

@@ -50,7 +50,8 @@ class Line:
 
     Attributes:
       fixed, slope: of the line.
-      fixed_error, slope_error: standard errors; zero for two points, which fit exactly.
+      fixed_error, slope_error: standard errors; zero for two points, which fit exactly
+        and tell none.
       worst_share: largest |residual| / t.
       center: the x round which both errors are independent, and `center_error` that of the
         line there.

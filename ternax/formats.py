@@ -84,6 +84,8 @@ ALIASES = {
     "float16": "fp16",
     "ternary": "trit2",
     "2-bit": "trit2",
+    "base-3": "base3",
+    "1.25-bit": "sherry",
     "absmean": "trit2",
     "gptq": "awq",
 }

@@ -3,6 +3,7 @@
 import pathlib
 
 from ternax import drawing, planner
+from ternax.formats import get_format
 from ternax.planner import Efficiency, Layout
 from ternax.table import rate, row
 
@@ -25,6 +26,7 @@ def detail(one: Layout, efficiency: dict[str, Efficiency]) -> list[str]:
     shares = [f"{part} {1e3 * s:.3g}" for part, s in parts if s > step.total_s / 2000]
     lines = [
         row("plan", f"{at.shape.name} on {planner.name(one)}, context {at.context}: predicted"),
+        row("model", _model(one)),
         row(
             "memory",
             f"{memory} = {one.resident_bytes / 2**30:.2f} GiB a device, of "
@@ -53,16 +55,37 @@ def detail(one: Layout, efficiency: dict[str, Efficiency]) -> list[str]:
     return lines
 
 
+def _model(one: Layout) -> str:
+    """How large, and what of a mixture of experts a token uses."""
+    shape = one.setting.shape
+    bits = get_format(one.setting.weights).bits_per_weight
+    active = getattr(shape, "active_parameters", None)
+    used = f", {active:,} active" if active else ""
+    return (
+        f"{shape.parameters:,} parameters{used}; {shape.num_layers} layers, "
+        f"{shape.projection_parameters:,} in their projections at {bits:g} bits"
+    )
+
+
+def names(found: list[Layout]) -> list[str]:
+    """Of layouts, the model in front where there are several."""
+    several = len({one.setting.shape.name for one in found}) > 1
+    return [
+        f"{one.setting.shape.name}: {planner.name(one)}" if several else planner.name(one)
+        for one in found
+    ]
+
+
 def comparison(found: list[Layout]) -> list[str]:
     """Several layouts as a table of at most 100 columns."""
     lines = [
-        f"  {'layout':40}{'tokens/s':>9}{'each':>7}{'ms':>8}{'GiB':>7}{'MBU':>6}{'MFU':>6}"
-        f"{'$/Mtok':>9}{'J/tok':>7}"
+        f"  {'layout: copies x (devices of each)':40}{'tokens/s':>9}{'each':>7}{'ms':>8}{'GiB':>7}"
+        f"{'MBU':>6}{'MFU':>6}{'$/Mtok':>9}{'J/tok':>7}"
     ]
-    for one in found:
+    for one, named in zip(found, names(found), strict=True):
         dollars = one.usd_per_million_tokens
         cells = (
-            f"{' ' if one.fits else '!'} {planner.name(one):40}{rate(one.tokens_per_s):>9}"
+            f"{' ' if one.fits else '!'} {named:40}{rate(one.tokens_per_s):>9}"
             f"{rate(one.tokens_per_s_each):>7}{rate(1e3 * one.step.total_s):>8}"
             f"{one.resident_bytes / 2**30:>7.1f}{100 * one.mbu:>5.0f}%{100 * one.mfu:>5.0f}%"
             f"{'' if dollars is None else f'{dollars:.3g}':>9}{one.joules_per_token:>7.3g}"
@@ -71,6 +94,23 @@ def comparison(found: list[Layout]) -> list[str]:
     if not all(one.fits for one in found):
         lines.append("! does not fit")
     return lines
+
+
+def weights(found: list[Layout]) -> str:
+    """The weights by format, tables included, as a file holds them; and how much smaller."""
+    sizes: dict[str, float] = {}
+    for one in found:
+        parts = sum(one.bytes[part] for part in ("projections", "head", "embedding"))
+        sizes.setdefault(one.setting.weights, parts * one.setting.devices)
+    first, largest = next(iter(sizes.items()))
+    told = [f"{first} {largest / 1e9:.4g} GB"]
+    told += [
+        f"{name} {size / 1e9:.4g} ({largest / size:.3g}x smaller)"
+        if size < largest
+        else f"{name} {size / 1e9:.4g}"
+        for name, size in list(sizes.items())[1:]
+    ]
+    return f"{', '.join(told)}; tables in {found[0].setting.tables} included"
 
 
 def needed(one: Layout, target: float) -> str:
@@ -102,16 +142,17 @@ def draw(found: list[Layout], target: pathlib.Path) -> pathlib.Path | None:
         return None
     height = 1.4 + 0.35 * len(found)
     figure, axis = pyplot.subplots(figsize=(9, height), layout="constrained")
-    names, left = [planner.name(one) for one in found], [0.0] * len(found)
+    left = [0.0] * len(found)
     for part in PARTS:
         width = [1e3 * getattr(one.step, f"{part}_s") for one in found]
         if max(width):
             axis.barh(range(len(found)), width, left=left, label=part)
             left = [a + b for a, b in zip(left, width, strict=True)]
-    axis.set_yticks(range(len(found)), names, fontsize=8)
+    axis.set_yticks(range(len(found)), names(found), fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("predicted ms per step")
-    axis.set_title(f"{found[0].setting.shape.name}, context {found[0].setting.context}", loc="left")
+    models = ", ".join(dict.fromkeys(one.setting.shape.name for one in found))
+    axis.set_title(f"{models}, context {found[0].setting.context}", loc="left")
     axis.legend(fontsize=7)
     figure.savefig(target, dpi=120)
     pyplot.close(figure)

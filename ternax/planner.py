@@ -65,13 +65,14 @@ class Efficiency:
 
 
 def calibrated(device: Device, rows: Sequence[Row], where: str = "") -> Efficiency:
-    """The median share of the bound that measured rates of this device reach; of all devices
-    where none is its own. At most 1: memory that changed its speed beside a run may tell more.
+    """The median share of the bound that measured rates of this device reach. Where none is its
+    own, that of all published ones: like the catalogue's, their bounds are datasheets', while our
+    own are of a bandwidth read beside. At most 1: memory that changed its speed may tell more.
 
     where: the folder of the rows, if they are from one. UsageError without any row.
     """
     own = [row for row in rows if row.device == device.name]
-    chosen = own or list(rows)
+    chosen = own or [row for row in rows if row.kind == "published"] or list(rows)
     if not chosen:
         raise UsageError("no measured rate to calibrate by; give --efficiency")
     share = min(1.0, statistics.median(row.efficiency for row in chosen))
@@ -324,11 +325,12 @@ def _order(one: Layout, objective: str) -> tuple:
 
 
 def name(one: Layout) -> str:
-    """A layout in words: "2 x (4 x h100-sxm), trit2, batch 8"."""
+    """A layout in words: "2 x (4 x h100-sxm), trit2, batch 8": two copies, each split over four;
+    "2 x h100-sxm" is one copy over two, "2 x (1 x h100-sxm)" two of one each."""
     at = one.setting
     device = f"{at.devices} x {at.device.name}" if at.devices > 1 else at.device.name
     if one.replicas > 1:
-        device = f"{one.replicas} x ({device})" if at.devices > 1 else f"{one.replicas} x {device}"
+        device = f"{one.replicas} x ({at.devices} x {at.device.name})"
     return f"{device}, {at.weights}, batch {at.batch}"
 
 

@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import datetime
 import difflib
+import fcntl
 import io
 import json
 import math
@@ -19,6 +20,7 @@ import os
 import pathlib
 import re
 import secrets
+from typing import BinaryIO
 
 from ternax import processes
 from ternax.errors import BadModelFile, OutputError, UsageError
@@ -222,19 +224,24 @@ def open_store(output_dir, experiment: str, config: str, backend: str) -> "Store
 class Store:
     """A directory of results. `append` makes a record durable, `finish` derives the rest.
 
-    As a context manager it finishes on the way out, also after an error, so that
-    the derived files always tell what was measured.
+    As a context manager it is one run's own, and finishes on the way out, also after an error,
+    so that the derived files always tell what was measured.
+
+    Raises:
+      UsageError: another run has it: two would mix their records.
     """
 
     def __init__(self, directory):
         self.directory = pathlib.Path(directory)
         self.path = self.directory / "results.jsonl"
         self.records: list[Record] = []
+        self._held: BinaryIO | None = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and not self.path.is_file():
                 raise OSError(None, "results.jsonl is not a regular file")
             with open(self.path, "a+b") as file:
+                self._lock(file)
                 _drop_torn_line(file)
             self.records = read_records(self.path)
         except OSError as error:
@@ -244,6 +251,13 @@ class Store:
             ) from error
 
     def __enter__(self):
+        self._held = open(self.path, "ab")  # noqa: SIM115  (held as long as the run lasts)
+        try:
+            self._lock(self._held)
+        except UsageError:
+            self._held.close()
+            raise
+        self.records = read_records(self.path)
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -252,6 +266,21 @@ class Store:
         except OutputError:
             if error is None:  # never hide what went wrong first
                 raise
+        finally:
+            if self._held is not None:
+                self._held.close()
+
+    def _lock(self, file: BinaryIO) -> None:
+        """This run's until the file is closed or the process ends, by SIGKILL too."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another run is going on in {self.directory}: wait for it, or give another "
+                "--output_dir"
+            ) from error
+        except OSError:
+            pass  # a file system without locks loses nothing else
 
     def append(self, record: Record) -> None:
         """Writes one line and syncs it. On failure earlier lines stay as they were."""
@@ -305,6 +334,12 @@ class Unwritten(Store):
     def __init__(self, directory):
         self.directory = pathlib.Path(directory)
         self.records = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        pass
 
     def append(self, record: Record) -> None:
         self.records.append(record)

@@ -103,3 +103,16 @@ def test_a_frame_has_a_column_a_metric():
     assert pandas.isna(found["joules"][0]) and found["joules"][1] == 3
     means = found.groupby("config")["tokens_per_s"].mean()
     assert means.to_dict() == {"8b": 10, "1b": 5}
+
+
+def test_the_environment_names_machines_that_ran_something(folder):
+    """A device that a number was only predicted for is none of them."""
+    write(
+        folder / "plan.jsonl",
+        record(device="h100-sxm", kind="predicted", samples=(), sample_unit=""),
+    )
+    text = book.page(*book.read_folder(folder), "made")
+    environment = text.partition("## Environment")[2].partition("\n## ")[0]
+    assert "| a device |" in environment and "h100-sxm" not in environment
+    (computed,) = [line for line in environment.splitlines() if "none: predicted" in line]
+    assert "| 2 |" in computed

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ternax import curves
+from ternax.experiments.scaling import screen
 from ternax.record import Record
 from ternax.sweep import Axis, Sweep, label
 
@@ -115,6 +116,22 @@ def test_batches_have_multipliers_and_a_knee():
     assert all(len(r.samples) == 3 and r.sample_unit == "ratio" for r in ratios)
     assert line.metrics["fixed_ms"] == pytest.approx(40, rel=0.05)
     assert line.metrics["knee_batch"] == pytest.approx(20, rel=0.1)
+
+
+def test_two_steps_tell_no_error():
+    """A line through two points fits them whatever they are."""
+    records = [point((("batch", b),), t, 1, batch=int(b)) for b, t in (("1", 0.02), ("4", 0.05))]
+    *_, line = curves.curves(sweep(("batch", ("1", "4"))), records)
+    assert line.metrics["slope_ms"] == pytest.approx(10)
+    assert {"fixed_ms", "slope_ms", "knee_batch"} == line.metrics.keys()
+    said = " ".join(" ".join(screen(sweep(("batch", ("1", "4"))), [line])).split())
+    assert "b = 10 ms, of two steps, which tell no error" in said and "standard error" not in said
+
+
+def test_a_line_from_below_zero_has_no_knee():
+    records = [point((("batch", b),), t, 1, batch=int(b)) for b, t in (("1", 0.01), ("4", 0.08))]
+    *_, line = curves.curves(sweep(("batch", ("1", "4"))), records)
+    assert line.metrics["fixed_ms"] < 0 and "knee_batch" not in line.metrics
 
 
 def test_a_grid_is_read_along_both_axes():

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from ternax.endpoint import Endpoint
-from ternax.errors import UsageError
+from ternax.errors import PeerFailed, UsageError
 
 WORDS = ("one ", "two ", "three ", "four ")
 
@@ -149,7 +149,7 @@ def test_chat_and_a_server_that_does_not_count(server):
 
 def test_models(server):
     assert Endpoint(server[1]).models() == ["served"]
-    with pytest.raises(UsageError, match="does not say which models .*HTTP 404"):
+    with pytest.raises(PeerFailed, match="does not say which models .*HTTP 404"):
         Endpoint(f"{server[1]}/elsewhere").models()
 
 
@@ -183,7 +183,7 @@ def test_a_server_that_is_down():
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     assert Endpoint(url, "m").complete("hello", 4).error == "connection refused"
-    with pytest.raises(UsageError, match="connection refused.; is it running"):
+    with pytest.raises(PeerFailed, match="connection refused.; is it running"):
         Endpoint(url).models()
 
 

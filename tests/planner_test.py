@@ -148,12 +148,23 @@ def test_an_efficiency_says_where_it_comes_from():
     other = planner.calibrated(get_device("h100"), rows)
     assert (other.share, other.source) == (0.6, "median of 3 rates, published, on l40s, b200")
     mine = planner.calibrated(get_device("h100"), [*rows, row("a-cpu", 0.8, "our own")])
-    assert mine.source == "median of 4 rates, published and our own, on l40s, b200, a-cpu"
+    assert mine == other  # a share of what a processor was seen to read says nothing of a GPU
+    kinds = [row("h100-sxm", 0.5), row("h100-sxm", 0.7, "our own"), row("l40s", 0.1)]
+    assert planner.calibrated(get_device("h100"), kinds) == Efficiency(
+        pytest.approx(0.6), "median of 2 rates, published and our own, on h100-sxm"
+    )
     # A memory that was slower when it was read beside: no share of a limit is above 1.
     fast = planner.calibrated(get_device("h100"), [row("run", 1.2, "our own")], "runs")
     assert fast == Efficiency(1.0, "median of one rate, in runs, on run")
     with pytest.raises(UsageError, match="give --efficiency"):
         planner.calibrated(get_device("h100"), [])
+
+
+def test_copies_and_splits_have_names_of_their_own():
+    one = layout(device=get_device("h100"), weights="int8", devices=2)
+    both = layout(device=get_device("h100"), weights="int8", replicas=2)
+    assert planner.name(one).startswith("2 x h100-sxm, int8")
+    assert planner.name(both).startswith("2 x (1 x h100-sxm), int8")
 
 
 def test_refusals():

@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 
 import hypothesis
 import hypothesis.strategies as st
@@ -195,6 +196,26 @@ def test_a_second_run_appends(tmp_path):
         with Store(tmp_path) as store:
             store.append(make())
         assert len(json.loads((tmp_path / "results.json").read_text())) == expected
+
+
+def test_two_runs_at_once_do_not_share_a_folder(tmp_path):
+    """A run holds its folder until it ends, also by SIGKILL; one that comes later goes on."""
+    holder = (
+        "import sys, time; from ternax.record import Store\n"
+        f"with Store({str(tmp_path)!r}): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"held\n"
+            with pytest.raises(UsageError, match="another run is going on in .*--output_dir"):
+                Store(tmp_path)
+        finally:
+            other.kill()
+    with Store(tmp_path) as store:
+        store.append(make())
+        with pytest.raises(UsageError, match="another run is going on"):
+            Store(tmp_path)
+    assert len(Store(tmp_path).records) == 1
 
 
 def test_torn_last_line_is_dropped_wherever_it_tore(tmp_path):

@@ -32,7 +32,7 @@ def test_one_layout_is_told_and_kept(tmp_path, capsys):
     assert sum(m[f"{part}_bytes"] for part in parts) == pytest.approx(m["device_memory_bytes"])
     assert m["mbu_share"] == pytest.approx(m["efficiency_share"], rel=1e-2)
     assert m["usd_per_million_tokens"] == pytest.approx(1.4 / 3600 / told * 1e6, rel=5e-3)
-    assert "published and our own, on dgx-spark" in record.note and "RunPod" in record.note
+    assert "rates, published, on dgx-spark" in record.note and "RunPod" in record.note
     for name in ("results.json", "results.csv", "report.md"):
         assert (tmp_path / name).stat().st_size
     assert (tmp_path / "plan.png").exists() == bool(drawing.pyplot())
@@ -74,6 +74,36 @@ def test_the_catalogue_is_ranked_alike_each_time(tmp_path, capsys):
     assert all(r.metrics["tpot_ms_p50"] <= 50 for r in records)
     rows = [line for line in told[0].splitlines() if ", int4, batch" in line]
     assert len(rows) == len(records) + 1  # the first is told in full too
+
+
+def test_formats_have_sizes_of_files(tmp_path, capsys):
+    """The published I2_S file of 2B-4T, head and embedding one, is 1,178,623,988 bytes long."""
+    schemes = "--scheme=fp32,i2_s,1.25-bit"
+    assert plan.main(["--config=2b4t", schemes, f"--output_dir={tmp_path / 'a'}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "weights fp32 8.995 GB, i2_s 1.179 (7.63x smaller), sherry 0.98" in said
+    split = ["--config=2b4t", "--scheme=trit2,i2_s", "--devices=2"]
+    assert plan.main([*split, f"--output_dir={tmp_path / 'b'}"]) == 0
+    assert "i2_s 1.179" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_model_alone_varied(tmp_path, capsys):
+    flags = ["--config=mistral-24b,qwen3-32b,70b", "--scheme=nvfp4", "--device=spark"]
+    assert plan.main([*flags, f"--output_dir={tmp_path / 'a'}"]) == 0
+    out = capsys.readouterr().out
+    assert "\n  qwen3-32b: dgx-spark, nvfp4, batch 1 " in out
+    records = read_records(tmp_path / "a" / "results.jsonl")
+    assert [r.config for r in records] == ["mistral-24b", "qwen3-32b", "70b"]
+    rates = [r.metrics["tokens_per_s"] for r in records]
+    assert rates == sorted(rates, reverse=True)
+    assert plan.main([*flags, "--objective=cost"]) == 2
+    assert "layouts of one --config are ranked" in capsys.readouterr().err
+
+
+def test_a_device_without_a_link_is_ranked_alone(tmp_path):
+    flags = ["--config=8b", "--device=m1-pro", "--objective=cost", "--usd_per_hour=0.1"]
+    assert plan.main([*flags, f"--output_dir={tmp_path}"]) == 0
+    assert {r.device for r in read_records(tmp_path / "results.jsonl")} == {"m1-pro"}
 
 
 def test_the_inverse_and_demand(tmp_path, capsys):

@@ -60,8 +60,14 @@ def test_no_answer_at_all(tmp_path, capsys):
     with serving() as (_, url):
         pass
     flags = [f"--endpoint={url}", f"--output_dir={tmp_path}"]
-    assert speedtest.main(flags) == 2
-    assert "is it running? --model names one" in capsys.readouterr().err
+    unnamed = [f"--endpoint={url}", f"--output_dir={tmp_path / 'unnamed'}", "--workload=5:4,6:4"]
+    assert speedtest.main(unnamed) == 7  # each row is marked, and the run went on
+    captured = capsys.readouterr()
+    assert captured.out.count("failed: connection refused") == 2
+    assert "is it running? --model names one" in captured.err
+    assert [r.config for r in read_records(tmp_path / "unnamed" / "results.jsonl")] == [
+        "unknown"
+    ] * 2
     assert speedtest.main([*flags, "--model=m", "--workload=5:4"]) == 7
     captured = capsys.readouterr()
     assert "failed: connection refused" in captured.out
