@@ -1,9 +1,11 @@
 """What all tests share: compiled programs, hypothesis, `--scheme` for the conformance suite."""
 
 import os
+import pathlib
 import tempfile
 
 import hypothesis
+import pytest
 
 # What several tests compile alike, here or in processes they start, is compiled once.
 _COMPILED = tempfile.TemporaryDirectory(prefix="ternax-compiled-")
@@ -20,6 +22,21 @@ hypothesis.settings.register_profile(
     "ternax", deadline=None, max_examples=25, print_blob=True, derandomize="CI" in os.environ
 )
 hypothesis.settings.load_profile("ternax")
+
+
+# Compiled code takes mappings, a process has 65,530 of them by default, and at the last XLA's
+# compiler crashes. A worker's share of the suite comes near.
+_MANY_MAPPINGS = 25_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_earlier_modules_go_before_mappings_run_out():
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > _MANY_MAPPINGS:
+        import jax
+
+        jax.clear_caches()
 
 
 def pytest_addoption(parser):
