@@ -16,7 +16,7 @@ from ternax.checkpoint import box
 from ternax.checkpoint.split_stacks import split_model
 from ternax.config import with_scheme
 from ternax.errors import DoesNotFit, UsageError
-from ternax.estimate import Interval
+from ternax.estimate import named
 from ternax.experiments import flags, mesh_flag
 from ternax.experiments.progress import progress
 from ternax.interop.gguf import I2_S
@@ -170,9 +170,9 @@ def run(
 
     def record(model, found, others) -> Record:
         metrics = {
-            **_metrics("bits_per_byte", found.bits_per_byte),
+            **named("bits_per_byte", found.bits_per_byte),
             "loss_nats": found.loss_nats.value,
-            **_metrics("perplexity", found.perplexity),
+            **named("perplexity", found.perplexity),
             **others,
             **counts,
             "text_groups": found.bits_per_byte.count,
@@ -203,18 +203,12 @@ def run(
             return [record(model, found, {})]
         both = evaluate.compare(model, reference, cut.tokens, batch=batch, advance=advance, **known)
     compared = {
-        **_metrics("bits_per_byte_difference", both.difference),
-        **_metrics("kl_bits", both.kl_bits),
-        **_metrics("top1_agreement", both.top1_agreement),
+        **named("bits_per_byte_difference", both.difference),
+        **named("kl_bits", both.kl_bits),
+        **named("top1_agreement", both.top1_agreement),
         "logit_cosine": both.logit_cosine,
     }
     return [record(model, both.model, compared), record(reference, both.reference, {})]
-
-
-def _metrics(name: str, found: Interval) -> dict[str, float]:
-    """A metric and its interval's ends, where it has them."""
-    named = {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    return {key: value for key, value in named.items() if value is not None}
 
 
 def _device():

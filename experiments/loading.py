@@ -77,11 +77,9 @@ def run(source: box.Source, rounds: int, store: Store, flags_text: str = "") -> 
         "create_s": estimate.median(loads).value,
         "file_bytes": sum(path.stat().st_size for path in files),
         "file_read_s": estimate.median(reads).value,
-        "load_read_ratio": ratio.value,
+        **estimate.named("load_read_ratio", ratio),  # five rounds are too few for its ends
         "weight_bytes": weight_bytes,
     }
-    if ratio.low is not None and ratio.high is not None:  # five rounds are too few for them
-        metrics |= {"load_read_ratio_low": ratio.low, "load_read_ratio_high": ratio.high}
     if held:
         metrics["load_memory_bytes"] = max(held)
     record = Record(

@@ -200,6 +200,8 @@ def in_turn(args) -> None:
         raise UsageError("--in_turn is for one --axis=context:V,...: other points are other models")
     if "prompt_length" in args.given:
         raise UsageError("--prompt_length is not for --in_turn: prompts fill what the rounds leave")
+    if args.profile_dir:
+        raise UsageError("--in_turn takes no --profile_dir: profile one context by decode")
     if args.threads is not None:
         measure.limit_threads(args.threads)
     study = turns.Turns(

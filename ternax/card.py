@@ -23,7 +23,7 @@ from ternax.config import ModelConfig, with_scheme
 from ternax.convert import convert
 from ternax.edit import is_packed
 from ternax.errors import UsageError
-from ternax.estimate import Interval
+from ternax.estimate import named
 from ternax.evaluate import Evaluation, evaluate
 from ternax.measure import device_name
 from ternax.quant import make_scheme, parse_scheme
@@ -284,10 +284,8 @@ def _step_records(card: Card, schemes: Sequence[str]) -> Iterable[Record]:
         middle = estimate.median([a / b for a, b in zip(seconds, times[FLOAT], strict=True)])
         metrics = {
             "train_tokens_per_s": card.spec.batch * card.spec.length / statistics.median(seconds),
-            "step_time_ratio": middle.value,
+            **named("step_time_ratio", middle),
         }
-        if middle.low is not None and middle.high is not None:
-            metrics |= {"step_time_ratio_low": middle.low, "step_time_ratio_high": middle.high}
         yield _record(
             card,
             Contender(scheme),
@@ -339,12 +337,6 @@ def _card_record(card: Card, contender: Contender, records: Sequence[Record]) ->
         note=f"{contender.way}; {card.seeds} seeds of {card.spec.steps} steps"
         + (f"; speed of decode {speed}" if "tokens_per_s" in metrics else ""),
     )
-
-
-def named(name: str, found: Interval) -> dict[str, float]:
-    """A metric and its interval's ends, where it has them."""
-    values = {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _bits_per_weight(card: Card, scheme: str) -> float:

@@ -288,16 +288,14 @@ def _ratios(contest: Contest, rounds: list[list[Record]]) -> Iterator[Record]:
             pairs = zip(ours, theirs, strict=True)
             ratios = [a.metrics[metric] / b.metrics[metric] for a, b in pairs]
             middle = estimate.median(ratios)
-            metrics, said = {"speed_ratio": middle.value}, "too few for a 95 % interval"
-            if middle.low is not None and middle.high is not None:
-                metrics |= {"speed_ratio_low": middle.low, "speed_ratio_high": middle.high}
-                said = "95 % interval by order statistics"
+            few = middle.low is None
+            said = "too few for a 95 % interval" if few else "95 % interval by order statistics"
             yield dataclasses.replace(
                 ours[-1],
                 backend=f"{ours[-1].backend} / {name}",
                 samples=tuple(ratios),
                 sample_unit="ratio",
-                metrics=metrics,
+                metrics=estimate.named("speed_ratio", middle),
                 note=f"{phase}, {ours[-1].scheme} over {theirs[-1].scheme}, "
                 f"{len(ratios)} rounds, {said}",
             )

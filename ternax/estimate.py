@@ -24,6 +24,12 @@ class Median:
     count: int
 
 
+def named(name: str, found: "Median | Interval") -> dict[str, float]:
+    """As metrics of a record: the estimate, and its interval's ends where it has them."""
+    values = {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def median(samples: Sequence[float], confidence: float = CONFIDENCE) -> Median:
     """The median with its order-statistic interval, which assumes nothing but independence.
 

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ternax.errors import UsageError
-from ternax.estimate import paired_difference, t_interval
+from ternax.estimate import named, paired_difference, t_interval
 from ternax.noise_point import HOW
-from ternax.noise_summary import named
 from ternax.record import Record, read_records
 
 

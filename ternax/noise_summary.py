@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ternax import robustness
-from ternax.estimate import t_interval
+from ternax.estimate import named, t_interval
 from ternax.noise import make_noise
 from ternax.noise.bits import PackedNoise
 from ternax.noise_forecast import PROBE, Forecast, before_secded
@@ -248,9 +248,3 @@ def crossing(strengths: Sequence[float], rises: Sequence[float], loss: float) ->
         share = math.log(loss / before) / math.log(rise / before)
         return low * (strength / low) ** share
     return None
-
-
-def named(name: str, found) -> dict[str, float]:
-    """A metric and its interval's ends, where it has them."""
-    values = {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    return {key: value for key, value in values.items() if value is not None}

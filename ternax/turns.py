@@ -156,16 +156,12 @@ def records(
         found.append(common)
         if context != first:
             ratios = [a / b for a, b in zip(taken[first], taken[context], strict=True)]
-            middle = estimate.median(ratios)
-            metrics = {"speed_ratio": middle.value}
-            if middle.low is not None and middle.high is not None:
-                metrics |= {"speed_ratio_low": middle.low, "speed_ratio_high": middle.high}
             found.append(
                 dataclasses.replace(
                     common,
                     samples=tuple(ratios),
                     sample_unit="ratio",
-                    metrics=metrics,
+                    metrics=estimate.named("speed_ratio", estimate.median(ratios)),
                     note=f"speed at context {context} over {first}, round by round in turn",
                 )
             )

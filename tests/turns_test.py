@@ -49,6 +49,7 @@ def test_six_rounds_give_an_interval():
         (["--axis=context:8,40", "--rounds=4", "--num_tokens=2"], "a context of 8 holds less"),
         (["--axis=context:40,80", "--num_tokens=17"], "1 to 16 in turn"),
         (["--axis=batch:1,2"], "--in_turn is for one --axis=context"),
+        (["--axis=context:40,80", "--profile_dir=p"], "takes no --profile_dir"),
         (["--axis=context:40,80", "--prompt_length=9"], "--prompt_length is not for --in_turn"),
     ],
 )
