@@ -4,7 +4,8 @@
 
 One JSON line a backend, shape and batch. Each product reads another layer of a stack
 larger than the last-level cache, and between samples the same bytes are summed: a shared
-machine's bandwidth moves by a factor of two within minutes. Products run inside one
+machine's bandwidth moves by a factor of two within minutes. Backends and batches of a shape
+are measured in turn, sample by sample, and their ratio is one of pairs. Products run inside one
 compiled loop, as they do in a decode step, so no dispatch is in the time.
 """
 
@@ -24,6 +25,7 @@ import numpy as np
 from jax import lax
 
 from .backends import BACKENDS, BackendError, choose
+from .memory import zeros
 from .packing import FORMATS, Packed
 from .shapes import SHAPES, products
 from .ternary_matmul import ternary_matmul
@@ -126,11 +128,10 @@ def check_fits(shapes) -> None:
             )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _random_data(shape, format) -> jax.Array:
-    """Valid codes of a counter hash, [L, 1, N, row bytes]: half of the trits are zero."""
-    layers, _, n, row = shape
-    x = lax.iota(jnp.uint32, layers * n * row // 4) * jnp.uint32(2654435761)
+@functools.partial(jax.jit, static_argnums=1, donate_argnums=0, keep_unused=True)
+def _fill(data, format) -> jax.Array:
+    """Valid codes of a counter hash in place of `data`: half of the trits are zero."""
+    x = lax.iota(jnp.uint32, data.size // 4) * jnp.uint32(2654435761)
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x ^= x >> 15
     if format == "trit2":
@@ -138,7 +139,7 @@ def _random_data(shape, format) -> jax.Array:
         codes = ((nonzero & (x >> 1)) << 1) | (nonzero ^ jnp.uint32(0x55555555))
     else:  # no integer code is 0
         codes = x | jnp.uint32(0x01010101 if format == "int8" else 0x11111111)
-    return lax.bitcast_convert_type(codes, jnp.uint8).reshape(shape)
+    return lax.bitcast_convert_type(codes, jnp.uint8).reshape(data.shape)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -199,52 +200,68 @@ def repacked(backend: str, w: Packed) -> Packed:
     return w if repack is None or w.format != "trit2" else jax.jit(repack)(w)
 
 
+def _compiled(backend: str, x: jax.Array, w: Packed):
+    """() -> seconds of one pass over every layer."""
+    try:
+        _products(backend, x, w).block_until_ready()
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UsageError) or not settings(backend):
+            raise
+        raise UsageError(f"--backend: {backend!r} cannot run: {error}") from error
+
+    def run():
+        start = time.perf_counter()
+        _products(backend, x, w).block_until_ready()
+        return time.perf_counter() - start
+
+    return run
+
+
 def measure(backends, shape, batches, seconds: float):
-    """Yields one record for each backend and batch of one shape, whose weights are made once."""
+    """Yields one record for each backend and batch of one shape, whose weights are made once.
+
+    They are measured in turn, sample by sample, so that sample i of each met the same machine.
+    """
     name, k_size, n, format = shape
-    data = _random_data(stack_shape(k_size, n, format), format)
+    # On the pages that models' weights lie on.
+    data = _fill(zeros(stack_shape(k_size, n, format), jnp.uint8), format)
     layers = data.shape[0]
     w = Packed(data, jnp.ones((layers, 1, 1, 1), jnp.float32), None, format, shape=(k_size, n))
     read = reader(data)
+    own = {backend: repacked(backend, w) for backend in backends}
+    rows = {}
     for batch in batches:
         x = jnp.asarray(np.random.default_rng(0).integers(-127, 128, (batch, k_size)), jnp.int8)
-        if format != "trit2":
-            x = x.astype(jnp.float32)
-        for backend in backends:
-            own = repacked(backend, w)
-            try:
-                _products(backend, x, own).block_until_ready()  # compiles
-            except (KeyError, TypeError, ValueError) as error:
-                if isinstance(error, UsageError) or not settings(backend):
-                    raise
-                raise UsageError(f"--backend: {backend!r} cannot run: {error}") from error
-            samples: list[float] = []
-            rates: list[float] = []
-            stop = time.perf_counter() + seconds
-            while len(samples) < MIN_SAMPLES or time.perf_counter() < stop:
-                rates.append(read())
-                start = time.perf_counter()
-                _products(backend, x, own).block_until_ready()
-                samples.append((time.perf_counter() - start) * 1e3 / layers)
-            median, rate = statistics.median(samples), statistics.median(rates)
-            packed = data.nbytes / layers / median / 1e6
-            yield {
-                "backend": backend,
-                "shape": name,
-                "k": k_size,
-                "n": n,
-                "batch": batch,
-                "format": format,
-                "inputs": x.dtype.name,
-                "layers": layers,
-                "median_ms": round(median, 5),
-                "packed_gb_per_s": round(packed, 3),
-                "read_gb_per_s": round(rate, 3),
-                "share_of_read": round(packed / rate, 4),
-                "samples_ms": [round(sample, 5) for sample in samples],
-                "device": jax.devices()[0].device_kind,
-                "jax": jax.__version__,
-            }
+        rows[batch] = x if format == "trit2" else x.astype(jnp.float32)
+    runs = {(b, batch): _compiled(b, x, own[b]) for batch, x in rows.items() for b in backends}
+    samples: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
+    rates: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
+    stop = time.perf_counter() + seconds * len(runs)
+    while len(next(iter(samples.values()))) < MIN_SAMPLES or time.perf_counter() < stop:
+        for key, run in runs.items():
+            rates[key].append(read())
+            samples[key].append(run() * 1e3 / layers)
+    for backend, batch in runs:
+        median = statistics.median(samples[backend, batch])
+        rate = statistics.median(rates[backend, batch])
+        packed = data.nbytes / layers / median / 1e6
+        yield {
+            "backend": backend,
+            "shape": name,
+            "k": k_size,
+            "n": n,
+            "batch": batch,
+            "format": format,
+            "inputs": rows[batch].dtype.name,
+            "layers": layers,
+            "median_ms": round(median, 5),
+            "packed_gb_per_s": round(packed, 3),
+            "read_gb_per_s": round(rate, 3),
+            "share_of_read": round(packed / rate, 4),
+            "samples_ms": [round(sample, 5) for sample in samples[backend, batch]],
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+        }
 
 
 class _Parser(argparse.ArgumentParser):
