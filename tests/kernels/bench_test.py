@@ -97,12 +97,12 @@ def test_random_weights_are_valid(format):
     assert (values[0] != values[1]).any() and (values[..., 0] != values[..., 1]).any()
 
 
-def test_a_pass_multiplies_every_layer_once():
+def test_a_sample_multiplies_every_layer_as_often():
     data = bench._fill(jnp.zeros((3, 1, 40, 12), jnp.uint8), "trit2")
     w = Packed(data, jnp.ones((3, 1, 1, 1)), shape=(48, 40))
     values = packing.unpack_numpy(np.asarray(data), "trit2", 48)[:, 0].astype(np.int64)
     x = np.arange(-48, 48, dtype=np.int8).reshape(2, 48)
-    expected = sum(((x ^ i) @ values[i]).sum() for i in range(3))
+    expected = sum(((x ^ i) @ values[i % 3]).sum() for i in range(3 * bench._PASSES))
     assert bench._products("reference", jnp.asarray(x), w) == expected
 
 
