@@ -84,13 +84,12 @@ def workloads(text: str, longest: int | None = None) -> list[Workload]:
     return list({workload.name: workload for workload in found}.values())
 
 
-def filler(tokens: int, seed: int) -> str:
-    """Text of about so many tokens for a server whose tokenizer is unknown: short words, each
-    about a token; the server's own count is what is reported. Differs by seed, so that no server
-    finds it in its prefix cache."""
+def filler(count: int, seed: int) -> str:
+    """So many short words, for a server whose tokenizer is unknown: by most, a token each.
+    Differs by seed, so that no server finds it in its prefix cache."""
     words = ("tree", "river", "stone", "light", "house", "road", "hand", "star", "rain", "door")
     state, out = seed + 1, []
-    for _ in range(tokens):
+    for _ in range(count):
         state = (state * 1103515245 + 12345) % 2**31
         out.append(words[(state >> 16) % len(words)])
     return " ".join(out)

@@ -23,6 +23,8 @@ from ternax.reply import Reply
 
 # Requests are numbered, and each point begins at a number of its own.
 _NUMBERS_A_POINT = 1000
+# A server's tokenizer is tried with so many prompts at most, the first of so many words.
+_PROBES, _PROBE_WORDS = 5, 64
 
 
 class Target(Protocol):
@@ -54,6 +56,7 @@ class Remote:
     endpoint: Endpoint
     common: dict[str, Any]
     here: bool = False
+    _words: dict[int, int] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -62,11 +65,14 @@ class Remote:
     def ask(self, workload: Workload, concurrency: int, first: int, count: int) -> list[Reply]:
         """A thread for each request under way. Each prompt begins with its number, so that no
         server has it in its prefix cache."""
+        wanted = workload.prompt_tokens
+        if workload.text is None and wanted not in self._words:
+            self._words[wanted] = self._fitted(wanted, first)
 
         def one(number: int) -> Reply:
             text = workload.text
             if text is None:
-                text = filler(workload.prompt_tokens, number)
+                text = filler(self._words[wanted], number)
             return self.endpoint.complete(f"{number}. {text}", workload.max_tokens)
 
         with concurrent.futures.ThreadPoolExecutor(concurrency) as pool:
@@ -75,6 +81,23 @@ class Remote:
             except BaseException:  # Ctrl-C: what has not begun is not asked any more
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def _fitted(self, wanted: int, first: int) -> int:
+        """Words of filler that its tokenizer makes `wanted` tokens of, as near as a word allows.
+
+        It counts prompts whose answers are cut to a token; where it does not, words are taken for
+        tokens.
+        """
+        words, counted = min(wanted, _PROBE_WORDS), {}
+        for number in range(first + _NUMBERS_A_POINT - _PROBES, first + _NUMBERS_A_POINT):
+            reply = self.endpoint.complete(f"{number}. {filler(words, number)}", 1)
+            if not reply.prompt_tokens:
+                break
+            counted[words] = reply.prompt_tokens
+            words = max(1, round(words * wanted / reply.prompt_tokens))
+            if words in counted:
+                break
+        return min(counted, key=lambda n: abs(counted[n] - wanted), default=wanted)
 
     def bound_tokens_per_s(self, workload: Workload, concurrency: int) -> float | None:
         del workload, concurrency  # its machine is unknown

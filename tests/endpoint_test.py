@@ -61,7 +61,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             choice = {"delta": {"content": word}} if "messages" in body else {"text": word}
             self.event({"choices": [choice]})
         if body["stream_options"]["include_usage"]:
-            self.event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 8}})
+            words = body.get("prompt", "").split()
+            usage = {"prompt_tokens": 2 + 3 * len(words), "completion_tokens": 8}
+            self.event({"choices": [], "usage": usage})
         self.send("data: [DONE]\n\n")
 
     def say_uncounted(self, body):
@@ -127,7 +129,7 @@ def test_a_good_answer_is_timed_piece_by_piece(server):
     reply = endpoint.complete("hello", 4)
     assert reply.error == "" and len(reply.arrivals_s) == 4
     # The server's own count, though it sent two tokens a piece.
-    assert (reply.prompt_tokens, reply.output_tokens) == (3, 8)
+    assert (reply.prompt_tokens, reply.output_tokens) == (5, 8)
     assert 0.02 <= reply.ttft_s < reply.e2el_s <= reply.end_s - reply.start_s
     assert len(reply.itl_s) == 3 and min(reply.itl_s) > 0.01
     assert sum(reply.itl_s) == pytest.approx(reply.e2el_s - reply.ttft_s)

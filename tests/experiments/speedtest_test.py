@@ -37,11 +37,14 @@ def test_this_engine(tmp_path, capsys):
 
 def test_a_server_stands_in_the_same_table(tmp_path, capsys):
     with serving() as (inner, url):
-        flags = [f"--endpoint={url}", "--workload=5:4,code", "--concurrency=1,2", "--requests=2"]
+        flags = [f"--endpoint={url}", "--workload=98:4,code", "--concurrency=1,2", "--requests=2"]
         flags += ["--usd_per_hour=1", f"--output_dir={tmp_path / 'out'}"]
         assert speedtest.main(flags) == 0
         asked = [body["prompt"] for _, body, _ in inner.asked]
-    assert len(set(asked)) == len(asked) == 14  # no prompt twice: servers keep prefixes
+        probes = [body["prompt"] for _, body, _ in inner.asked if body["max_tokens"] == 1]
+    # The prompt's number, and words: the server counts 2 tokens and 3 a word.
+    assert [len(prompt.split()) for prompt in probes] == [1 + 64, 1 + 32, 1 + 31]
+    assert len(set(asked)) == len(asked) == 3 + 14  # no prompt twice: servers keep prefixes
     records = read_records(tmp_path / "out" / "results.jsonl")
     assert [(r.config, r.batch, r.metrics["completed"]) for r in records] == [
         ("served", 1, 2),
@@ -51,9 +54,10 @@ def test_a_server_stands_in_the_same_table(tmp_path, capsys):
     ]
     assert all(r.backend == f"server at {url}" for r in records)
     m = records[0].metrics
+    assert m["total_input_tokens"] == 2 * 98
     assert m["median_ttft_ms"] >= 20 and "bound_tokens_per_s" not in m
     assert m["usd_per_million_tokens"] == pytest.approx(1 / 3600 / m["output_throughput"] * 1e6)
-    assert "pp5+tg4 x2" in capsys.readouterr().out
+    assert "pp98+tg4 x2" in capsys.readouterr().out
 
 
 def test_no_answer_at_all(tmp_path, capsys):
