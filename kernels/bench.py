@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from . import reading
 from .backends import BACKENDS, BackendError, choose
 from .memory import zeros
 from .packing import FORMATS, Packed
@@ -191,10 +192,11 @@ def reader(data: jax.Array):
         words = np.asarray(data).reshape(-1)
         words = words[: words.size // (8 * threads) * 8 * threads].view(np.uint64)
         parts = words.reshape(threads, -1)
+        one, _ = reading.reader()
         pool = concurrent.futures.ThreadPoolExecutor(threads)
 
         def run():
-            list(pool.map(np.add.reduce, parts))
+            list(pool.map(one, parts))
 
     def rate():
         start = time.perf_counter()

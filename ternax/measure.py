@@ -79,30 +79,32 @@ def read_bandwidth(
     """Measures how fast memory is read, for about `seconds` after setting up.
 
     On the host, `threads` threads (all available ones by default) each sum a slice
-    of one buffer as uint64 with numpy, which uses SIMD and releases the GIL. The
-    buffer is at most `max_bytes` and 5 % of the free memory, and is freed before
-    returning; it stays in the process' peak until `reset_peak`. Each sample is one
-    pass of all threads over the whole buffer, or as many as take 20 ms. A shared
-    machine's rate moves by a factor of two within minutes: measure again beside
-    what the figure is compared with.
+    of one buffer, as `kernels.reading` does. The buffer is at most `max_bytes` and
+    5 % of the free memory, and is freed before returning; it stays in the process'
+    peak until `reset_peak`. Each sample is one pass of all threads over the whole
+    buffer, or as many as take 20 ms. A shared machine's rate moves by a factor of
+    two within minutes: measure again beside what the figure is compared with.
 
-    Calibration: AMD EPYC (Zen 4, 2 virtual cores), 1 GiB, against a C loop of four
-    AVX-512 loads with prefetch on the same buffer, passes interleaved in random
-    order; median of the ratios to the C pass of the same round, 2 runs of 30 rounds:
+    Calibration: 512 MiB a thread, against a loop of AVX-512 loads with prefetch, passes
+    interleaved in random order; median of the ratios to that loop's pass of the same round.
 
-      threads                          1            2
-      np.add.reduce, 64-bit            1.03, 1.05   1.01, 1.01   <- taken
-      np.bitwise_or.reduce, 64-bit     1.04, 1.05   1.00, 1.01
-      np.dot, float32 (OpenBLAS)       1.06, 1.06   0.99, 1.00   brings threads of its own
-      np.max, int64 / uint8            1.03, 1.01   0.99, 1.00 / 0.98, 0.99
-      8 slices a thread                1.03, 1.04   0.99, 0.99
-      128 slices a thread              1.0          0.8          hand-over costs show
-      XLA: sum / max / or of int32                  0.49 / 0.29 / 0.49
+      Zen 5, 2 virtual cores, 3 runs of 15 rounds    1 thread        2 threads
+      C++, asks for two lines 4 KiB ahead            1.01 to 1.03    1.00 to 1.01   <- taken
+      np.add.reduce, 64-bit                          0.88 to 0.91    0.91 to 0.99
+      np.bitwise_or.reduce, 64-bit                   0.90 to 0.91    0.90 to 0.98
+      np.max, int64 / uint8                          0.86 / 0.74     0.90 / 0.76
+      the AVX-512 loop without prefetch              0.98 to 0.99    0.89 to 1.00
+      Zen 4, 2 virtual cores, 2 runs of 30 rounds
+      np.add.reduce, 64-bit                          1.03, 1.05      1.01, 1.01
+      XLA: sum / max / or of int32                                   0.49 / 0.29 / 0.49
     """
     if not on_host(device):
         return _device_read_bandwidth(device, seconds, max_bytes)
     import numpy as np
 
+    from ternax.kernels import reading
+
+    one, method = reading.reader()
     threads = threads or threads_available()
     free = memory_available_bytes() or 0
     blocks = max(1, min(max_bytes, free // 20) // _BLOCK_BYTES // threads)
@@ -115,7 +117,7 @@ def read_bandwidth(
 
     def read(thread, rounds):
         flat = words[thread].reshape(-1)
-        return [int(np.add.reduce(flat)) for _ in range(rounds)]
+        return [one(flat) for _ in range(rounds)]
 
     with contextlib.ExitStack() as stack:
         # One pool a thread, so that a slice is always read by the thread that filled it.
@@ -136,7 +138,7 @@ def read_bandwidth(
         stop = time.perf_counter() + seconds
         while len(samples) < 3 or time.perf_counter() < stop:
             samples.append(rounds * words.nbytes / timed(read, rounds) / 1e9)
-    method = f"numpy sum of uint64, {threads} threads, {words.nbytes / 2**20:.0f} MiB"
+    method += f", {threads} threads, {words.nbytes / 2**20:.0f} MiB"
     cache_bytes = last_level_cache_bytes()
     if cache_bytes and words.nbytes < 4 * cache_bytes:
         method += f", partly from the {cache_bytes / 2**20:.0f} MiB cache: may be too high"

@@ -110,7 +110,7 @@ def build(
             if target.is_file():  # another process has built it while this one waited
                 return target
             print(
-                f"ternax: building {what} with {pathlib.Path(cxx).name}, once (10 to 30 s)",
+                f"ternax: building {what} with {pathlib.Path(cxx).name}, once (up to 30 s)",
                 file=sys.stderr,
                 flush=True,
             )
