@@ -10,6 +10,7 @@ same records as a pandas frame.
 
 import json
 import pathlib
+import statistics
 import sys
 
 from ternax import book, drawing
@@ -115,8 +116,12 @@ def _said(rows: list[book.Row]) -> list[str]:
     memory, rates = book.memory_errors(rows), book.rate_errors(rows)
     lines = []
     if memory:
-        worst = max(abs(error) for _, error in memory)
-        lines.append(f"memory   planned within {100 * worst:.1f} % of {len(memory)} measured peaks")
+        row, worst = max(memory, key=lambda pair: abs(pair[1]))
+        half = statistics.median(abs(error) for _, error in memory)
+        lines.append(
+            f"memory   planned within {100 * half:.1f} % of half of {len(memory)} measured peaks; "
+            f"worst {100 * worst:+.1f} %, {row.place}"
+        )
     if rates:
         worst = max(abs(error) for error in rates.values())
         lines.append(
