@@ -95,7 +95,7 @@ def check(
         options = parse_options("format", format, ("i2_s",))
         gguf_saving.check(config, kind, **options)
         if packed:
-            gguf_saving.check_forms(config, kind)
+            gguf_saving.check_forms(config, kind, options.get("i2_s", I2_S[0]))
         gguf_vocabulary.write(tokenizer or _of_bytes(config), config.vocab_size)
         same = _is_gguf(path)
     else:
