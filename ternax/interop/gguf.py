@@ -95,6 +95,9 @@ class GGUFModel:
     def where(self, name: str) -> str:
         return tensor_name(name)
 
+    def kind(self, name: str) -> str:
+        return self._entry(name).kind
+
     def trits(self, name: str, out):
         import numpy as np
 

@@ -93,6 +93,9 @@ class HFModel:
         _, layer, rest = name.split(".", 2)
         return f"model.layers.{layer}.{self._names[rest]}.weight"
 
+    def kind(self, name: str) -> str:
+        return self._entry(self.where(name)).kind
+
     def trits(self, name: str, out):
         import numpy as np
 
