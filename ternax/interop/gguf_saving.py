@@ -86,7 +86,12 @@ def _bytes(name: str, shape: tuple[int, ...], stored: str, i2_s: str) -> int:
     """Bytes of a matrix or table. UsageError where its rows are no whole blocks."""
     nbytes = gguf_file.kind_bytes(stored, shape)
     if stored in TRITS:
-        block = LAYOUTS[_layout(stored, i2_s)].k_multiple
+        layout = LAYOUTS[_layout(stored, i2_s)]
+        block = layout.k_multiple
+        if shape[0] % layout.n_multiple:
+            raise UsageError(
+                f"gguf: {name} has {shape[0]} rows, {layout.n_multiple} of which share a byte"
+            )
     else:
         block = next(block for kind, block, _ in gguf_file.KINDS.values() if kind == stored)
     if nbytes is None or shape[-1] % block:
