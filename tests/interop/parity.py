@@ -72,7 +72,7 @@ def make(directory: pathlib.Path, source: str | None) -> None:
         for kind in KINDS:
             file = folder / f"{kind}.gguf"
             ternax.save(model, file, f"gguf:{kind}")
-            options = {"inputs": "none"} if kind == "F32" else {}
+            options = {"scheme": "none,dtype=f32", "inputs": "none"} if kind == "F32" else {}
             texts(ternax.load(file, i2_s="x86", **options, **TABLES), folder / f"{kind}.json")
 
 
