@@ -24,6 +24,8 @@ WIDTH = 100
 _PEAK = {"packed": 1.4, "floats": 2.3}
 _OF_QUANTIZING = ("calibrate", "floats", "inputs", "seed")
 _OF_TABLES = ("embed_dtype", "head_dtype")
+# Of a file's float table, the dtype that holds every value of it.
+_FLOAT_TABLES = {"BF16": "bf16", "F16": "f32", "F32": "f32"}
 
 
 def convert_flags(define):
@@ -236,6 +238,7 @@ def save_as(args) -> None:
     """A packed model in another format: codes and scales as they are."""
     from ternax.engine import load_stored
     from ternax.interop.saving import save
+    from ternax.interop.weights import Weights
 
     if not args.output:
         raise UsageError(f"{args.source.name} is packed: --output says where it is to be saved")
@@ -244,10 +247,25 @@ def save_as(args) -> None:
         raise UsageError(
             f"--{unused[0]} is for what is quantized here, and {args.source.name} is packed already"
         )
-    tables = {name: getattr(args, name) for name in _OF_TABLES if name in args.given}
-    model = load_stored(args.source, layers=args.layers, **tables)
+    asked = {name: getattr(args, name) for name in _OF_TABLES if name in args.given}
+    model = load_stored(args.source, layers=args.layers, **kept_tables(args.source) | asked)
     save(model, args.output, args.format, tokenizer=stored_tokenizer(args))
-    print(f"saved {args.output}, {args.format}: {args.source.name}, codes and scales as they are")
+    print(
+        f"saved {args.output}, {args.format}: {args.source.name}, codes and scales as they are, "
+        f"tables in {Weights(model).format('embedding')}"
+    )
+
+
+def kept_tables(source) -> dict[str, str]:
+    """Options of a load under which float tables of another program's file stay what they are;
+    tables in blocks become int8, as they do without."""
+    if isinstance(source.stored, Manifest):
+        return {}
+    names = {"embed_dtype": "embedding"}
+    if not source.config.tie_embeddings:
+        names["head_dtype"] = "head"
+    kinds = {option: source.stored.kind(name) for option, name in names.items()}
+    return {option: _FLOAT_TABLES[kind] for option, kind in kinds.items() if kind in _FLOAT_TABLES}
 
 
 def stored_tokenizer(args):

@@ -41,7 +41,7 @@ def evaluate_flags(define):
         form="NAME",
         default_text="the model's",
     )
-    define.choice("i2_s", None, I2_S, "the machine that wrote a GGUF file's I2_S")
+    define.choice("i2_s", None, I2_S, "how a GGUF file's I2_S is laid out")
     define.boolean("fake_quant", "floats on the scheme's grid instead of packed kernels")
     define.string(
         "reference", None, "another model, run in the same way, to compare with", form="PATH"

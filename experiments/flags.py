@@ -69,7 +69,7 @@ def model_flags(define: Definer) -> None:
         "i2_s",
         None,
         I2_S,
-        "the machine that wrote a GGUF file's I2_S",
+        "how a GGUF file's I2_S is laid out",
         default_text="none: such files are refused",
     )
     define.boolean("list_configs", "print the named models and exit")

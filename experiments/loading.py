@@ -31,7 +31,7 @@ def loading_flags(define):
     define.section("Loading")
     define.string("config", None, "a stored model: a directory, or a GGUF file", form="PATH")
     define.integer("rounds", 7, "times that files are read and the model is loaded", lower=1)
-    define.choice("i2_s", None, I2_S, "the machine that wrote a GGUF file's I2_S")
+    define.choice("i2_s", None, I2_S, "how a GGUF file's I2_S is laid out")
 
 
 def run(source: box.Source, rounds: int, store: Store, flags_text: str = "") -> Record:

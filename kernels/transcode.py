@@ -9,11 +9,12 @@ a byte. Code 3 is invalid everywhere. Bits are numbered from the low end of a by
     tq1_0      256     N * K/256 * 54           see below
     i2_s_x86   128     N * K/4 + 32             m           6 - 2l      k = 32 l + m
     i2_s_arm   64      N * K/4 + 32             m           6 - 2l      k = 16 l + m
+    i2_s_rows  1       N/4 * K + 32             [r, c]      6 - 2q      row 4 r + q, k = c
 
-"K of" is what K must be a multiple of, and so the codes in a block; m counts bytes. hf wants N to
-be a multiple of 4. A block of tq2_0 ends in an f16 scale. i2_s has one f32 scale after all codes,
-then 28 bytes of no meaning, here zeros; its layout depends on the machine that wrote the file,
-which no file says, and either reads as valid codes.
+"K of" is what K must be a multiple of, and so the codes in a block; m counts bytes. hf and
+i2_s_rows want N to be a multiple of 4. A block of tq2_0 ends in an f16 scale. i2_s has one f32
+scale after all codes, then 28 bytes of no meaning, here zeros; its layout depends on the machine
+and the build that wrote the file, which no file says, and each reads as valid codes.
 
 A block of tq1_0 is 32 bytes of digits k = 32 n + m, 16 bytes of k = 160 + 16 n + m, 4 bytes of
 k = 240 + 4 n + m, and an f16 scale. A byte holds the digits n = 0 .. 4 (0 .. 3 in the last 4) of
@@ -21,8 +22,8 @@ the number 81 d0 + 27 d1 + 9 d2 + 3 d3 + d4 as ceil(number * 256 / 243), so that
 (byte * 3^n mod 256) * 3 >> 8; any byte decodes to digits 0, 1, 2.
 
 Sources: `pack_weights` in transformers' integrations/bitnet.py; `dequantize_row_tq1_0` and `_tq2_0`
-in llama.cpp's ggml-quants.c; `quantize_i2_s` in BitNet's src/ggml-bitnet-mad.cpp, built with
-ACT_PARALLEL (without it, 4 rows share a byte; that one is not here).
+in llama.cpp's ggml-quants.c; `quantize_i2_s` in BitNet's src/ggml-bitnet-mad.cpp: i2_s_rows is what
+it writes on x86 without ACT_PARALLEL, which its include/gemm-config.h sets.
 """
 
 import ctypes
@@ -88,6 +89,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         "tq2_0": Layout(2, 256, 1, 66, scale="<f2"),
         "i2_s_x86": Layout(3, 128, 1, 32, 32, "<f4"),
         "i2_s_arm": Layout(4, 64, 1, 16, 32, "<f4"),
+        "i2_s_rows": Layout(5, 1, 4, 1, 32, "<f4"),
     }
 )
 
@@ -206,7 +208,8 @@ def from_canonical_numpy(codes, scale, layout, shape):
         groups = every.reshape(-1, 2, 4, 32) << _SHIFTS
         packed = np.bitwise_or.reduce(groups, axis=2).reshape(-1, 64)
         return np.concatenate([packed, _scale_bytes(scale)], axis=1).reshape(-1)
-    blocks = every.reshape(-1, 4, spec.k_multiple // 4) << _SHIFTS[::-1]
+    width = k if layout == "i2_s_rows" else spec.k_multiple // 4
+    blocks = every.reshape(-1, 4, width) << _SHIFTS[::-1]
     return np.concatenate([np.bitwise_or.reduce(blocks, axis=1).reshape(-1), _tail(scale, spec)])
 
 
@@ -218,7 +221,8 @@ def _decode(raw, layout, shape):
         every = (raw.reshape(1, n // 4, k) >> _SHIFTS[:, :, None]) & 3
     elif spec.tail_bytes:
         scale = raw[-spec.tail_bytes :][:4].view(spec.scale)[0].copy()
-        blocks = raw[: -spec.tail_bytes].reshape(-1, 1, spec.block_bytes)
+        width = k if layout == "i2_s_rows" else spec.block_bytes
+        blocks = raw[: -spec.tail_bytes].reshape(-1, 1, width)
         every = (blocks >> _SHIFTS[::-1]) & 3
     else:
         blocks = raw.reshape(-1, spec.block_bytes)

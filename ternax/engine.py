@@ -65,7 +65,7 @@ def load(
       layers: the first n layers alone.
       seed: of random weights, 0 unless given; stored ones have none.
       weights: "random" draws them even where some are stored.
-      i2_s: "x86" or "arm": the machine that wrote a GGUF file's I2_S, which the file does not say.
+      i2_s: "x86", "arm" or "rows": how a GGUF file's I2_S is laid out, which it does not say.
       mesh: "data:2,tensor:4" or a Mesh of `ternax.mesh.AXES`: a packed model, split over devices.
       packing: embed_dtype, head_dtype and backend, as for `pack_model`.
 

@@ -20,7 +20,7 @@
 
 namespace ternax {
 
-enum Layout : int { kHf, kTq10, kTq20, kI2sX86, kI2sArm };  // the numbers in LAYOUTS
+enum Layout : int { kHf, kTq10, kTq20, kI2sX86, kI2sArm, kI2sRows };  // the numbers in LAYOUTS
 
 struct Job {
   int layout;
@@ -140,7 +140,8 @@ constexpr int64_t kStreamBytes = 1 << 22;  // outputs that no cache will hold fo
 
 int64_t units_of(const Job& job) {
   switch (job.layout) {
-    case kHf: return job.n / 4;
+    case kHf:
+    case kI2sRows: return job.n / 4;
     case kTq10:
     case kTq20: return job.k / 256 * job.n;
     default: return (job.k * job.n / 4 + 63) / 64;
@@ -149,7 +150,8 @@ int64_t units_of(const Job& job) {
 
 // Whether every 16 bytes of the output lie at a multiple of 16.
 bool aligned(const Job& job) {
-  const int64_t stride = job.layout == kHf ? (job.back ? job.k : (job.k + 15) / 16 * 4) : 0;
+  const bool rows = job.layout == kHf || job.layout == kI2sRows;
+  const int64_t stride = rows ? (job.back ? job.k : (job.k + 15) / 16 * 4) : 0;
   return (reinterpret_cast<uintptr_t>(job.out) | static_cast<uintptr_t>(stride)) % 16 == 0;
 }
 

@@ -148,19 +148,25 @@ inline int64_t tq1_encode(const Job& job, int64_t first, int64_t last) {
   return bad;
 }
 
-// Units of one row of bytes, which holds four rows of codes a quarter of N apart: hf.
+// The row of codes in field q of row r of bytes: hf's are a quarter of N apart, those of i2_s_rows
+// neighbours, the first in the highest bits.
+inline int64_t row_of(const Job& job, int64_t r, int q) {
+  return job.layout == kHf ? q * (job.n / 4) + r : 4 * r + 3 - q;
+}
+
+// Units of one row of bytes, which holds four rows of codes: hf, i2_s_rows.
 // The four words of a tile go to (come from) the four rows; 64 bytes are 16 of each. Each row
 // gets a kilobyte at a time, by way of L1: stores past the caches that go back and forth among
 // the rows reached half the rate.
 template <bool kStream>
-int64_t hf_split(const Job& job, int64_t first, int64_t last) {
+int64_t rows_split(const Job& job, int64_t first, int64_t last) {
   const int64_t row_bytes = (job.k + 15) / 16 * 4, lines = job.k / 64;
   alignas(64) uint8_t stage[4][16 * kCheck];
   int64_t bad = 0;
   for (int64_t r = first; r < last; r++) {
     const uint8_t* in = job.in + r * job.k;
     uint8_t* rows[4];
-    for (int q = 0; q < 4; q++) rows[q] = job.out + (q * (job.n / 4) + r) * row_bytes;
+    for (int q = 0; q < 4; q++) rows[q] = job.out + row_of(job, r, q) * row_bytes;
     for (int64_t begin = 0; begin < lines; begin += kCheck) {
       const int64_t count = std::min(lines - begin, kCheck);
       Line seen = nothing();
@@ -186,13 +192,13 @@ int64_t hf_split(const Job& job, int64_t first, int64_t last) {
 }
 
 template <bool kStream>
-int64_t hf_merge(const Job& job, int64_t first, int64_t last) {
+int64_t rows_merge(const Job& job, int64_t first, int64_t last) {
   const int64_t row_bytes = (job.k + 15) / 16 * 4, lines = job.k / 64;
   int64_t bad = 0;
   for (int64_t r = first; r < last; r++) {
     uint8_t* out = job.out + r * job.k;
     const uint8_t* rows[4];
-    for (int q = 0; q < 4; q++) rows[q] = job.in + (q * (job.n / 4) + r) * row_bytes;
+    for (int q = 0; q < 4; q++) rows[q] = job.in + row_of(job, r, q) * row_bytes;
     Line seen = nothing();
     for (int64_t i = 0; i < lines; i++) {
       const Line v = gather(rows, 16 * i);
@@ -217,7 +223,10 @@ int64_t hf_merge(const Job& job, int64_t first, int64_t last) {
 template <bool kStream>
 int64_t choose(const Job& job, int64_t first, int64_t last) {
   switch (job.layout) {
-    case kHf: return job.back ? hf_merge<kStream>(job, first, last) : hf_split<kStream>(job, first, last);
+    case kHf:
+    case kI2sRows:
+      return job.back ? rows_merge<kStream>(job, first, last)
+                      : rows_split<kStream>(job, first, last);
     case kTq10: return job.back ? tq1_encode(job, first, last) : tq1_decode<kStream>(job, first, last);
     case kTq20:
       return job.back ? tq2_blocks<kStream, true>(job, kTq2Back, first, last)

@@ -14,6 +14,7 @@ from ternax.configs import ALIASES, CONFIGS, get_config
 from ternax.errors import BadModelFile, UsageError
 from ternax.interop import foreign, hub
 from ternax.interop.foreign import Foreign
+from ternax.interop.hf import CONFIG
 from ternax.interop.opening import is_foreign, open_foreign, tokenizer_of
 from ternax.interop.tokenizer import BYTES, ByteTokenizer, Tokenizer, from_directory
 
@@ -114,12 +115,25 @@ def find(name: str, weights: str = "auto", i2_s: str | None = None) -> Source:
         return _of_foreign(name, open_foreign(name, i2_s), weights)
     elif os.sep in name or os.path.isdir(name):
         directory = pathlib.Path(name)
+        if not manifest.is_saved_model(directory):
+            raise BadModelFile(directory, *_none_there(directory))
     else:
         return Source(name, get_config(name))  # raises, naming the nearest
     stored = manifest.read(directory)
     if weights == "random":
         return Source(name, stored.config)
     return Source(name, stored.config, directory, stored)
+
+
+def _none_there(path: pathlib.Path) -> tuple[str, str]:
+    """(where, why) of a path that holds no model."""
+    if path.is_dir():
+        return manifest.NAME, f"missing, and so is the {CONFIG} of a Hugging Face directory"
+    if path.exists():
+        return "file", "expected a GGUF file, or a directory of a model, found another file"
+    hub_name = path.parent.name and len(path.parts) == 2 and not path.is_absolute()
+    other = f"; on the Hugging Face hub it would be {hub.PREFIX}{path}" if hub_name else ""
+    return "file", f"nothing there: expected a GGUF file, or a directory of a model{other}"
 
 
 def _of_foreign(name: str, opened: Foreign, weights: str) -> Source:

@@ -64,6 +64,9 @@ class Foreign(Protocol):
     def where(self, name: str) -> str:
         """The file's own name of our tensor, for messages."""
 
+    def kind(self, name: str) -> str:
+        """How it is stored, in the file's own word: "BF16", "TQ2_0"."""
+
     def trits(self, name: str, out: Any) -> Any:
         """Scale f32 [G, N] or [1, 1] of a matrix, whose canonical codes are written to `out`,
         uint8 [N, row bytes]."""

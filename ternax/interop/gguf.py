@@ -22,7 +22,8 @@ from ternax.interop.files import Entry, Scratch
 from ternax.interop.foreign import is_matrix, shapes
 
 TRITS = ("TQ1_0", "TQ2_0", "I2_S")
-I2_S = ("x86", "arm")
+# How I2_S is laid out: by the machine that wrote it, or by bitnet.cpp built without ACT_PARALLEL.
+I2_S = ("x86", "arm", "rows")
 # A scale for each block of a row, where blocks differ; one for the matrix where they do not.
 GROUPED = "absmean,granularity=group,group_size=256"
 
@@ -82,7 +83,7 @@ class GGUFModel:
         if "I2_S" in kinds and i2_s not in I2_S:
             raise UsageError(
                 f"{path}: I2_S is laid out by the machine that wrote it, which no file tells: say "
-                f"i2_s={' or i2_s='.join(I2_S)}, found {i2_s!r}"
+                f"i2_s={', i2_s='.join(I2_S[:-1])} or i2_s={I2_S[-1]}, found {i2_s!r}"
             )
         scheme = "none"
         if self.packed:
@@ -94,6 +95,9 @@ class GGUFModel:
 
     def where(self, name: str) -> str:
         return tensor_name(name)
+
+    def kind(self, name: str) -> str:
+        return self._entry(name).kind
 
     def trits(self, name: str, out):
         import numpy as np
@@ -244,9 +248,10 @@ class GGUFModel:
             return True
         width = gguf_file.KINDS[35 if entry.kind == "TQ2_0" else 34][2]
         rows, first = entry.shape[0], None
-        step = max(1, (1 << 24) // (entry.nbytes // rows)) * (entry.nbytes // rows)
+        step = max(1, (1 << 22) // (entry.nbytes // rows)) * (entry.nbytes // rows)
         for at in range(0, entry.nbytes, step):
-            raw = self.file.read(tensor_name(name), at, min(step, entry.nbytes - at))
+            place = at, min(step, entry.nbytes - at)
+            raw = self.file.read(tensor_name(name), *place, scratch=self._scratch)
             scale = np.ascontiguousarray(raw.reshape(-1, width)[:, -2:]).view(np.uint16).reshape(-1)
             real = scale[scale != 0]
             first = real[0] if first is None and real.size else first

@@ -79,6 +79,15 @@ def kind_bytes(kind: str, shape: Sequence[int]) -> int | None:
     return rows * (shape[-1] // block) * nbytes
 
 
+def is_one(path) -> bool:
+    """Whether a file begins as GGUF files do, whatever it is called."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 def read(path) -> tuple[dict[str, Any], TensorFile]:
     """(metadata, tensors) of a GGUF file. BadModelFile where it is not whole and plain."""
     path = pathlib.Path(path)

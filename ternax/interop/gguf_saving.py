@@ -60,7 +60,7 @@ def check(config: ModelConfig, kind: str, i2_s: str = "x86") -> None:
     architecture(config)
 
 
-def check_forms(config: ModelConfig, kind: str) -> None:
+def check_forms(config: ModelConfig, kind: str, i2_s: str = I2_S[0]) -> None:
     """Raises UsageError where packed weights of this scheme have no place in such a file."""
     for form in forms(config):
         why = single_plane(form, config.scheme)
@@ -69,7 +69,7 @@ def check_forms(config: ModelConfig, kind: str) -> None:
         stored = kind if form.format == "trit2" else _KEEPS.get(form.format)
         if stored is None:
             raise UsageError(f"gguf: no type of tensor holds {config.scheme}: save it as orbax")
-        _bytes(form.name, form.shape, stored)
+        _bytes(form.name, form.shape, stored, i2_s)
         if stored == "I2_S" and (form.groups > 1 or form.rows):
             raise UsageError(
                 f"gguf: {form.name} has scales that differ; I2_S holds one: TQ2_0 does"
@@ -82,16 +82,29 @@ def check_forms(config: ModelConfig, kind: str) -> None:
             )
 
 
-def _bytes(name: str, shape: tuple[int, ...], stored: str) -> int:
+def _bytes(name: str, shape: tuple[int, ...], stored: str, i2_s: str) -> int:
     """Bytes of a matrix or table. UsageError where its rows are no whole blocks."""
     nbytes = gguf_file.kind_bytes(stored, shape)
-    if nbytes is None:
+    if stored in TRITS:
+        layout = LAYOUTS[_layout(stored, i2_s)]
+        block = layout.k_multiple
+        if shape[0] % layout.n_multiple:
+            raise UsageError(
+                f"gguf: {name} has {shape[0]} rows, {layout.n_multiple} of which share a byte"
+            )
+    else:
+        block = next(block for kind, block, _ in gguf_file.KINDS.values() if kind == stored)
+    if nbytes is None or shape[-1] % block:
         raise UsageError(
             f"gguf: {name} is {list(shape)}, which {stored} cannot hold: its rows are blocks of "
-            f"{next(block for kind, block, _ in gguf_file.KINDS.values() if kind == stored)}; "
-            "take another kind, such as F16"
+            f"{block}; take another kind, such as F16"
         )
     return nbytes
+
+
+def _layout(kind: str, i2_s: str) -> str:
+    """The key of LAYOUTS that a kind of TRITS is stored in."""
+    return f"i2_s_{i2_s}" if kind == "I2_S" else kind.lower()
 
 
 def metadata(config: ModelConfig, arch: str, kind: str) -> dict:
@@ -162,7 +175,7 @@ def _plan(weights, arch, name, shape, kind, i2_s) -> Plan:
         return Plan(where, shape, "F32", 4 * shape[0], lambda: [vector.astype("<f4")])
     format = weights.format(name)
     stored = kind if format == "trit2" else _KEEPS[format]
-    nbytes = _bytes(name, shape, stored)
+    nbytes = _bytes(name, shape, stored, i2_s)
     order = None
     if arch == "llama" and name.endswith(("attn.q", "attn.k")):
         order = np.argsort(to_halves(shape[0], weights.config.head_dim))
@@ -181,7 +194,7 @@ def _trits(weights, name, kind, i2_s, shape, order) -> np.ndarray:
     n, k = shape
     if order is not None:
         codes = codes[order]
-    layout = f"i2_s_{i2_s}" if kind == "I2_S" else kind.lower()
+    layout = _layout(kind, i2_s)
     try:
         if kind == "I2_S":
             if (scale != scale.flat[0]).any():

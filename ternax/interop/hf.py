@@ -28,6 +28,8 @@ CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _MAX_JSON = 1 << 26
+# Bytes of two tensors that are compared at a time.
+_PIECE_BYTES = 1 << 22
 
 LAYER_NAMES = {
     "attn.q": "self_attn.q_proj",
@@ -79,8 +81,9 @@ class HFModel:
         self._files, self._scratch = _open_files(self.path), Scratch()
         if "model.layers.0.self_attn.inner_attn_ln.weight" in self._files:
             self._names |= _1BITLLM
-        if config.tie_embeddings and "lm_head.weight" in self._files:
-            self._bad("lm_head.weight", "stands beside tie_word_embeddings: true")
+        head, table = self.where("head"), self.where("embedding")
+        if config.tie_embeddings and head in self._files and not self._same(head, table):
+            self._bad(head, "stands beside tie_word_embeddings: true, and is no copy of the table")
         self.packed = self.convention is not None
         scheme = "absmean" if self.packed or online else "none"
         inputs = "int8" if self.packed or online else "none"
@@ -92,6 +95,9 @@ class HFModel:
             return f"{TABLE_NAMES[name]}.weight"
         _, layer, rest = name.split(".", 2)
         return f"model.layers.{layer}.{self._names[rest]}.weight"
+
+    def kind(self, name: str) -> str:
+        return self._entry(self.where(name)).kind
 
     def trits(self, name: str, out):
         import numpy as np
@@ -210,7 +216,7 @@ class HFModel:
         return theta, RopeScaling(factor, low, high, original)
 
     def _check_tensors(self) -> None:
-        known = set()
+        known = {self.where("head")} if self.config.tie_embeddings else set()
         if self.config.num_layers > len(self._files):
             self._bad(CONFIG, f"{self.config.num_layers} layers, and too few tensors")
         for name, shape in shapes(self.config).items():
@@ -244,6 +250,18 @@ class HFModel:
         if where not in self._files:
             self._bad(where, "missing")
         return self._files[where].entries[where]
+
+    def _same(self, one: str, other: str) -> bool:
+        """Whether two tensors are stored as the same bytes."""
+        first, second = self._entry(one), self._entry(other)
+        if (first.kind, first.shape) != (second.kind, second.shape):
+            return False
+        for at in range(0, first.nbytes, _PIECE_BYTES):
+            size = min(_PIECE_BYTES, first.nbytes - at)
+            pieces = (self._files[name].read(name, at, size) for name in (one, other))
+            if bytes(next(pieces)) != bytes(next(pieces)):
+                return False
+        return True
 
     def _count(self, key: str, default: int | None = None, most: int = 1 << 31) -> int:
         value = self.settings.get(key)

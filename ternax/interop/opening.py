@@ -3,7 +3,7 @@
 import pathlib
 
 from ternax.errors import BadModelFile
-from ternax.interop import gguf_vocabulary, tokenizer
+from ternax.interop import gguf_file, gguf_vocabulary, tokenizer
 from ternax.interop.foreign import Foreign
 from ternax.interop.gguf import GGUFModel
 from ternax.interop.hf import CONFIG, HFModel
@@ -17,7 +17,8 @@ def is_foreign(path) -> bool:
     path = pathlib.Path(path)
     if path.is_dir():
         return (path / CONFIG).is_file()
-    return path.suffix == ".gguf" or path.suffix in (*_PICKLES, ".safetensors")
+    named = path.suffix in (".gguf", *_PICKLES, ".safetensors")
+    return named or gguf_file.is_one(path)
 
 
 def open_foreign(path, i2_s: str | None = None, name: str | None = None) -> Foreign:

@@ -95,9 +95,9 @@ def check(
         options = parse_options("format", format, ("i2_s",))
         gguf_saving.check(config, kind, **options)
         if packed:
-            gguf_saving.check_forms(config, kind)
+            gguf_saving.check_forms(config, kind, options.get("i2_s", I2_S[0]))
         gguf_vocabulary.write(tokenizer or _of_bytes(config), config.vocab_size)
-        same = _is_gguf(path)
+        same = gguf_file.is_one(path)
     else:
         raise UsageError(f"format: expected one of {', '.join(FORMATS)}, found {format!r}")
     _check_place(path, same)
@@ -118,10 +118,3 @@ def _check_place(path: pathlib.Path, same: bool) -> None:
     empty = path.is_dir() and not any(path.iterdir())
     if path.exists() and not same and not empty:
         raise OutputError(f"{path} is there and no saved model: choose another path")
-
-
-def _is_gguf(path: pathlib.Path) -> bool:
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(4) == gguf_file.MAGIC

@@ -76,3 +76,11 @@ def test_what_is_in_the_box_is_whole():
     """Each loads, and is the model that its name says."""
     for path in sorted(box.BOX.glob("*/")):
         assert ternax.load(path).config == configs.get_config(path.name)
+
+
+def test_nothing_there_says_what_would_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadModelFile, match="nothing there: .* it would be hf:org/name$"):
+        box.find("org/name")
+    with pytest.raises(BadModelFile, match="nothing there: .* or a directory of a model$"):
+        box.find(str(tmp_path / "none"))

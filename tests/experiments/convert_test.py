@@ -10,6 +10,8 @@ from flax import nnx
 import ternax
 from ternax import cost, edit
 from ternax.experiments import convert
+from ternax.interop import gguf_file, safetensors_file
+from ternax.interop.gguf import GGUFModel
 from ternax.interop.weights import Weights
 from ternax.record import read_records
 from tests.interop import models
@@ -135,12 +137,45 @@ def test_a_packed_model_changes_its_format_and_nothing_else(tmp_path, capsys):
     arguments = [f"--config={tmp_path / 'small-bitnet'}", f"--output={tmp_path / 'm.gguf'}"]
     assert convert.main([*arguments, "--format=gguf:TQ1_0"]) == 0, capsys.readouterr().err
     assert "codes and scales as they are" in capsys.readouterr().out
+    assert GGUFModel(tmp_path / "m.gguf").kind("embedding") == "F32"  # as it was
     codes, _ = Weights(ternax.load(tmp_path / "m.gguf")).codes("layers.1.attn.k")
     np.testing.assert_array_equal(codes, Weights(model).codes("layers.1.attn.k")[0])
+    assert convert.main([*arguments, "--format=gguf:TQ1_0", "--embed_dtype=int8"]) == 0
+    assert GGUFModel(tmp_path / "m.gguf").kind("embedding") == "Q8_0"
     assert convert.main([arguments[0], "--scheme=twn", f"--output_dir={tmp_path / 'o'}"]) == 2
     assert "is packed already, in absmean" in capsys.readouterr().err
     assert convert.main([*arguments, "--format=gguf:TQ1_0", "--calibrate=stdlib"]) == 2
     assert "--calibrate is for what is quantized here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "format, dtype",
+    [
+        ("hf", "bf16"),
+        ("hf,convention=bitlinear", "f32"),
+        ("gguf:TQ1_0", "f32"),
+        ("gguf:TQ2_0", "int8"),
+        ("gguf:I2_S", "bf16"),
+    ],
+)
+def test_there_and_back_every_tensor_is_the_same(tmp_path, format, dtype):
+    """Codes, scales, norms and tables."""
+    model = models.packed(models.BITNET, embed_dtype=dtype, head_dtype=dtype)
+    ternax.save(model, tmp_path / "a", format)
+    arguments = [f"--config={tmp_path / 'a'}", f"--output={tmp_path / 'b'}", f"--format={format}"]
+    i2_s = ["--i2_s=x86"] if "I2_S" in format else []
+    assert convert.main([*arguments, *i2_s]) == 0
+    before, after = (tensors(tmp_path / name) for name in "ab")
+    assert before == after
+
+
+def tensors(path) -> dict:
+    """Name -> (kind, shape, bytes) of every tensor of a file or directory."""
+    if path.is_dir():
+        file = safetensors_file.read(path / "model.safetensors")
+    else:
+        file = gguf_file.read(path)[1]
+    return {n: (e.kind, e.shape, file.read(n).tobytes()) for n, e in file.entries.items()}
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,11 @@ def made():
 
 
 @pytest.mark.parametrize("name", models.CONFIGS)
-@pytest.mark.parametrize("kind", ["TQ2_0", "TQ1_0", "I2_S", "I2_S,i2_s=arm"])
+@pytest.mark.parametrize("kind", ["TQ2_0", "TQ1_0", "I2_S", "I2_S,i2_s=arm", "I2_S,i2_s=rows"])
 def test_codes_scales_and_the_file_come_back(made, tmp_path, name, kind):
     model, path = made(name), tmp_path / f"{name}.gguf"
     ternax.save(model, path, f"gguf:{kind}")
-    i2_s = "arm" if "arm" in kind else "x86"
+    i2_s = kind.partition("i2_s=")[2] or "x86"
     back = ternax.load(path, embed_dtype="f32", head_dtype="f32", i2_s=i2_s)
     want = dataclasses.replace(model.config, source=back.config.source)
     assert back.config == want
@@ -191,7 +191,7 @@ def test_other_files_stay(made, tmp_path):
 
 def test_i2_s_needs_to_be_told_whose_it_is(made, tmp_path):
     ternax.save(made("small-relu2"), tmp_path / "m.gguf", "gguf:I2_S")
-    with pytest.raises(UsageError, match="i2_s=x86 or i2_s=arm, found None"):
+    with pytest.raises(UsageError, match="i2_s=x86, i2_s=arm or i2_s=rows, found None"):
         ternax.load(tmp_path / "m.gguf")
     assert gguf_file.read(tmp_path / "m.gguf")[0]["general.architecture"] == "bitnet-b1.58"
 

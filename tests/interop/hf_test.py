@@ -157,6 +157,17 @@ def test_shards_are_written_and_read(tmp_path):
     assert stored.bits(ternax.load(tmp_path / "m", **TABLES)) == stored.bits(model)
 
 
+def test_a_tied_table_may_be_there_twice(tmp_path):
+    """As some uploads have it; transformers reads one of them."""
+    settings, weights, tokens, logits = golden("hf_llama_tied")
+    twice = weights | {"lm_head.weight": weights["model.embed_tokens.weight"].copy()}
+    model = ternax.load(write(tmp_path / "m", settings, twice), scheme="none,dtype=f32", **TABLES)
+    assert np.abs(np.asarray(model(tokens)) - logits).max() <= TOLERANCE
+    twice["lm_head.weight"][-1, -1] += 1
+    with pytest.raises(BadModelFile, match="lm_head.weight: .* is no copy of the table"):
+        ternax.load(write(tmp_path / "n", settings, twice))
+
+
 def test_names_of_1bitllm(tmp_path):
     """Their sub-norms have other names, and config.json says online in other words."""
     settings, weights, tokens, logits = golden("hf_bitnet_online")

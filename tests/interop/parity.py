@@ -3,13 +3,16 @@
     python tests/interop/parity.py make DIR          # with ternax: models, and what it computes
     python tests/interop/parity.py transformers DIR  # with torch and transformers instead
     python tests/interop/parity.py llama DIR --program=llama-simple [MODEL ...]
+    python tests/interop/parity.py llama DIR --program=bitnet.cpp/llama-simple --kinds=I2_S
 
 `make` takes a trained model too, `--model=DIRECTORY` of floats of a byte vocabulary, for texts that
 mean something. `transformers` prints the largest difference of a logit and counts equal greedy
 tokens, for each of transformers' routes to a model: quantized online, and stored offline in both
 conventions. They add in different orders, and an input between two int8 codes then takes the one
 or the other; it fails where ours are further from one of them than they are from each other.
-`llama` counts prompts whose greedy texts are equal.
+`llama` counts prompts whose greedy texts are equal; bitnet.cpp's program of that name is asked the
+same way, and it alone knows I2_S. Ours keep their cache in f32, these programs in f16 unless they
+are patched; and upstream's bitnet has no relu2.
 """
 
 import argparse
@@ -45,6 +48,8 @@ PROMPTS = (
 )
 NEW_TOKENS = 48
 ROUTES = ("online", "autobitlinear", "bitlinear")
+KINDS = ("TQ2_0", "TQ1_0", "F32", "I2_S")
+TABLES = dict(embed_dtype="f32", head_dtype="f32")
 # What f32 sums in another order make of logits, when no int8 code of an input changes.
 EXACT = 1e-5
 
@@ -55,28 +60,20 @@ def make(directory: pathlib.Path, source: str | None) -> None:
 
     made = {}
     if source:
-        trained = ternax.load(source, embed_dtype="f32", head_dtype="f32")
-        made["trained"] = trained
+        made["trained"] = ternax.load(source, **TABLES)
     for config in models.CONFIGS.values():
-        made[config.name] = models.packed(config, embed_dtype="f32", head_dtype="f32")
+        made[config.name] = models.packed(config, **TABLES)
         ternax.save(models.floats(config), directory / config.name / "online", "hf")
     for name, model in made.items():
         folder = directory / name
-        for format, file in (
-            ("hf", "autobitlinear"),
-            ("hf,convention=bitlinear", "bitlinear"),
-            ("gguf:TQ2_0", "TQ2_0.gguf"),
-            ("gguf:TQ1_0", "TQ1_0.gguf"),
-            ("gguf:F32", "F32.gguf"),
-        ):
-            ternax.save(model, folder / file, format)
+        ternax.save(model, folder / "autobitlinear", "hf")
+        ternax.save(model, folder / "bitlinear", "hf,convention=bitlinear")
         expected(model, folder / "expected.npz")
-        for kind in ("TQ2_0", "TQ1_0", "F32"):
-            options = {"inputs": "none"} if kind == "F32" else {}
-            loaded = ternax.load(
-                folder / f"{kind}.gguf", embed_dtype="f32", head_dtype="f32", **options
-            )
-            texts(loaded, folder / f"{kind}.json")
+        for kind in KINDS:
+            file = folder / f"{kind}.gguf"
+            ternax.save(model, file, f"gguf:{kind}")
+            options = {"scheme": "none,dtype=f32", "inputs": "none"} if kind == "F32" else {}
+            texts(ternax.load(file, i2_s="x86", **options, **TABLES), folder / f"{kind}.json")
 
 
 def expected(model, path: pathlib.Path) -> None:
@@ -89,14 +86,17 @@ def expected(model, path: pathlib.Path) -> None:
 
 
 def texts(model, path: pathlib.Path) -> None:
-    """What follows each prompt, as hexadecimal bytes."""
+    """What follows each prompt, as hexadecimal bytes; ids that are none, by their GGUF names."""
     import ternax
+
+    names = {i: bytes([i]) for i in range(256)}
 
     found = {}
     for prompt in PROMPTS:
         tokens = np.array([list(prompt.encode())], np.int32)
         out = ternax.generate(model, tokens, max_new_tokens=NEW_TOKENS, stop=(0,), kv_dtype="f32")
-        found[prompt] = bytes(int(i) for i in out[0] if 0 < i < 256).hex()
+        ids = [int(i) for i in out[0] if i]
+        found[prompt] = b"".join(names.get(i, f"<|{i}|>".encode()) for i in ids).hex()
     path.write_text(json.dumps(found))
 
 
@@ -142,11 +142,11 @@ def check_transformers(directory: pathlib.Path) -> None:
     sys.exit(failed)
 
 
-def check_llama(directory: pathlib.Path, program: str, names: list[str]) -> None:
+def check_llama(directory: pathlib.Path, program: str, kinds: list[str], names: list[str]) -> None:
     for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
         if names and folder.name not in names:
             continue
-        for kind in ("TQ2_0", "TQ1_0", "F32"):
+        for kind in kinds:
             want = json.loads((folder / f"{kind}.json").read_text())
             same, length = 0, 0
             for prompt, text in want.items():
@@ -166,7 +166,7 @@ def completion(program: str, model: pathlib.Path, prompt: str) -> bytes:
     done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(done.stderr.decode(errors="replace")[-2000:])
-    return done.stdout.removesuffix(b"\n")
+    return done.stdout.partition(b"\nmain: decoded")[0].removesuffix(b"\n")
 
 
 def main() -> None:
@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--model")
     parser.add_argument("--program", default="llama-simple")
+    parser.add_argument("--kinds", default="TQ2_0,TQ1_0,F32", help=f"of {', '.join(KINDS)}")
     args = parser.parse_args()
     if args.what == "make":
         sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
@@ -183,7 +184,7 @@ def main() -> None:
     elif args.what == "transformers":
         check_transformers(args.directory)
     else:
-        check_llama(args.directory, args.program, args.names)
+        check_llama(args.directory, args.program, args.kinds.split(","), args.names)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def random_case(name, shape, seed=0):
 def shapes(name, blocks=6, rows=5):
     spec = LAYOUTS[name]
     return st.tuples(
-        st.integers(1, 150 if name == "hf" else blocks).map(lambda i: i * spec.k_multiple),
+        st.integers(1, 150 if spec.k_multiple == 1 else blocks).map(lambda i: i * spec.k_multiple),
         st.integers(1, rows).map(lambda i: i * spec.n_multiple),
     )
 
@@ -62,6 +62,9 @@ def place(name, k, n, k_size, n_size):
     if name == "hf":
         quarter, row = divmod(n, n_size // 4)
         return row * k_size + k, 2 * quarter
+    if name == "i2_s_rows":
+        row, quarter = divmod(n, 4)
+        return row * k_size + k, 6 - 2 * quarter
     if name == "tq2_0":
         block, i = divmod(n * k_size + k, 256)
         half, i = divmod(i, 128)
@@ -103,7 +106,7 @@ def oracle_bytes(name, values, scale):
 @pytest.mark.parametrize("blocks, rows", [(1, 1), (3, 2)])
 def test_numpy_is_the_formats_text(name, blocks, rows):
     spec = LAYOUTS[name]
-    k = 37 * blocks if name == "hf" else spec.k_multiple * blocks
+    k = 37 * blocks if spec.k_multiple == 1 else spec.k_multiple * blocks
     values, codes, scale = random_case(name, (k, spec.n_multiple * rows))
     expected = oracle_bytes(name, values, scale)
     found = transcode.from_canonical_numpy(codes, scale, name, values.shape)
@@ -136,6 +139,21 @@ def test_golden_gguf_of_any_byte():
     codes, _ = transcode.to_canonical(golden["noise"], "tq1_0", (256, 1))
     values = packing.unpack_numpy(codes, "trit2", 256)
     np.testing.assert_array_equal(values.T, golden["noise_values"])
+
+
+@pytest.mark.parametrize("name", ["x86", "arm", "rows"])
+@pytest.mark.parametrize(
+    "to, back",
+    [("to_canonical", "from_canonical"), ("to_canonical_numpy", "from_canonical_numpy")],
+)
+def test_golden_i2_s_of_bitnet_cpp(name, to, back):
+    golden = np.load(GOLDENS / "bitnet_i2_s.npz")
+    layout, shape = f"i2_s_{name}", golden["values"].shape
+    codes, scale = getattr(transcode, to)(golden[name], layout, shape)
+    np.testing.assert_array_equal(packing.unpack_numpy(codes, "trit2", shape[0]), golden["values"])
+    assert scale == golden["scale"]
+    written = getattr(transcode, back)(codes, scale, layout, shape)
+    np.testing.assert_array_equal(written, golden[name])
 
 
 def test_golden_hf():
@@ -222,7 +240,7 @@ def test_out_is_written_in_place():
 # --- The C++ -----------------------------------------------------------------------------
 
 needs_library = pytest.mark.skipif(not ISAS, reason="no C++ compiler")
-K_TAILS = {"hf": [1, 15, 16, 17, 63, 64, 65, 130, 1000]}
+K_TAILS = dict.fromkeys(("hf", "i2_s_rows"), [1, 15, 16, 17, 63, 64, 65, 130, 1000])
 
 
 def call(name, back, source, target, scale, shape, threads, isa):
@@ -303,7 +321,7 @@ def test_threads_share_every_unit_once(name, threads, isa):
 @pytest.mark.parametrize("name", TWO_BIT)
 def test_every_code_3_is_counted(name, isa):
     spec = LAYOUTS[name]
-    shape = (70 if name == "hf" else 3 * spec.k_multiple, 36)
+    shape = (70 if spec.k_multiple == 1 else 3 * spec.k_multiple, 36)
     rng = np.random.default_rng(1)
     values, codes, scale = random_case(name, shape)
     stored = transcode.from_canonical_numpy(codes, scale, name, shape)
