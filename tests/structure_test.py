@@ -77,7 +77,7 @@ LAYERS = (
     ("ternax.checkpoint.box",),
     ("ternax.engine", "ternax.cost", "ternax.evaluate"),
     ("ternax.mesh_choice", "ternax.placement", "ternax.run_folder"),
-    ("ternax.robustness", "ternax.train", "ternax.untrained"),
+    ("ternax.loss_band", "ternax.robustness", "ternax.train", "ternax.untrained"),
     ("ternax.response", "ternax.training"),
     ("ternax.noise_forecast", "ternax.noise_point"),
     ("ternax.noise_controls", "ternax.noise_summary"),
