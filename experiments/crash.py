@@ -8,10 +8,10 @@ over a run's whole length, its start-up and its end included, and resumed by the
 Losses of every step, which the order of the data decides, weights and optimizer state must
 be the undisturbed run's to the bit.
 
-With `--meshes` each run goes on on another mesh than it was killed on, pair after pair. Data,
-steps and rates must still be the same to the bit, and so must all be up to the checkpoint; losses
-behind it must lie where one more undisturbed run on these meshes would. `ternax.crash` kills and
-compares, `ternax.loss_band` says how far noise reaches.
+With `--meshes` each run is killed at a moment drawn over its steps and goes on on another mesh,
+pair after pair. Data, steps and rates must still be the same to the bit, and so must all be up to
+the checkpoint; losses behind it must lie where one more undisturbed run on these meshes would.
+`ternax.crash` kills and compares, `ternax.loss_band` says how far noise reaches.
 """
 
 import itertools

@@ -96,19 +96,20 @@ class Undisturbed:
     def trial(self, start, onto, folder: pathlib.Path, share: float) -> Trial:
         """Starts a run in `folder`, kills it, takes it to its end and says what became of it.
 
-        A run that ends before it is killed is thrown away and another killed at half the time.
+        A run that ends before it is killed is thrown away and another killed at half of it.
 
         Args:
           start, onto: the meshes it is killed on and goes on on.
-          share: of an undisturbed run's time, when it is killed.
+          share: of a run, when it is killed: of an undisturbed one's time; of its steps, where
+            it goes on on another mesh, since a kill outside of them moves no state.
         """
-        after_s = share * self._seconds[start]
-        while not train_apart(self._words[start], folder, _after(after_s)):
+        whole, began = self.folders[start], time.monotonic()
+        while not train_apart(self._words[start], folder, self._kill(start, folder, share)):
             shutil.rmtree(folder)
-            after_s /= 2
+            share, began = share / 2, time.monotonic()
+        after_s = time.monotonic() - began
         killed_at, resumed_at = steps_written(folder), steps_saved(folder)
         train_apart(self._words[onto], folder)
-        whole = self.folders[start]
         mine, theirs = losses_of(folder), losses_of(whole)
         behind = slice(resumed_at, resumed_at + 1)  # empty where the last step was saved
         handover_nats = float(np.abs(mine[behind] - theirs[behind]).sum())
@@ -117,6 +118,14 @@ class Undisturbed:
         else:
             found = departures(folder, whole, resumed_at, self.band)
         return Trial(start, onto, after_s, killed_at, resumed_at, handover_nats, found)
+
+    def _kill(self, start, folder: pathlib.Path, share: float) -> Callable[[], bool]:
+        """A `kill` for `train_apart`, which starts now."""
+        if self.band is not None:
+            due = 1 + int(share * len(self.band.mean))
+            return lambda: steps_written(folder) >= due
+        end = time.monotonic() + share * self._seconds[start]
+        return lambda: time.monotonic() >= end
 
 
 def train_apart(
@@ -223,12 +232,6 @@ def _unequal(one: list[dict], other: list[dict], names: Sequence[str]) -> Iterat
 
 
 def moments(times: int, seed: int) -> list[float]:
-    """When runs are killed, as shares of a run's length: uniform over all of it."""
+    """When runs are killed, as shares of a run: uniform over all of it."""
     draw = random.Random(seed)
     return [draw.random() for _ in range(times)]
-
-
-def _after(seconds: float) -> Callable[[], bool]:
-    """A `kill` that says True once `seconds` have passed since this call."""
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() >= end
