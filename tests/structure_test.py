@@ -57,6 +57,7 @@ LAYERS = (
         "ternax.collectives",
         "ternax.prediction",
         "ternax.quantized",
+        "ternax.row_order",
         "ternax.shapes",
     ),
     ("ternax.levers", "ternax.noise", "ternax.page", "ternax.validation"),
