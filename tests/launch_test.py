@@ -126,7 +126,7 @@ def test_two_processes_decode_and_the_first_alone_writes(tmp_path, capfd):
 
 
 def test_a_killed_process_ends_the_run_and_what_was_measured_stays(tmp_path):
-    words = [*WORDS, "--config.max_context=100000", "--num_tokens=90000"]
+    words = [*WORDS[:-1], "--mesh=auto", "--config.max_context=100000", "--num_tokens=90000"]
     folder = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "ternax.experiments.launch", "--", "experiments.decode", *words]

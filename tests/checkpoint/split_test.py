@@ -1,7 +1,15 @@
 """Stored models loaded onto a mesh: each device's share is what `random_model` would make there."""
 
+import concurrent.futures
+import dataclasses
 import json
 
+import jax
+import numpy as np
+from flax import nnx
+
+import ternax
+from ternax import configs, launch
 from tests import split
 from tests.sharding_test import SMALL
 
@@ -147,3 +155,35 @@ def test_reads_of_split_projections():
         ["tiny-bitnet", "read_gaussian,sigma=0.05", 1e-5, "tensor:8"],
     ]
     assert split.run(SMALL + _READS, 8, json.dumps(cases)) == "equal\n"
+
+
+_TOGETHER = """
+import ternax
+from ternax import processes
+from tests.checkpoint.split_test import shared_config
+
+folder, coordinator, index = sys.argv[1:]
+processes.join(processes.Member(int(index), 2, coordinator), "save")
+for mesh in ("tensor:2", "data:2"):
+    model = ternax.load(shared_config(), mesh=mesh)
+    assert not model.layers.attn.o.data[...].is_fully_addressable
+    ternax.save(model, f"{folder}/{mesh}")
+"""
+
+
+def shared_config():
+    """Its matrices and tables divide by two."""
+    changes = {"num_layers": 1, "intermediate_size": 256, "vocab_size": 264}
+    return dataclasses.replace(configs.get_config("tiny-llama"), **changes)
+
+
+def test_two_processes_save_one_model(tmp_path):
+    """Each holds a half, or a copy; the first one writes, and one device loads the whole."""
+    shared = (str(tmp_path), f"127.0.0.1:{launch.free_port()}")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(lambda i: split.run("import sys" + _TOGETHER, 1, *shared, i), "01"))
+    expected = jax.tree.leaves(nnx.state(ternax.load(shared_config())))
+    for mesh in ("tensor:2", "data:2"):
+        found = jax.tree.leaves(nnx.state(ternax.load(tmp_path / mesh)))
+        for leaf, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(leaf, other)
