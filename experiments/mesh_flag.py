@@ -142,6 +142,9 @@ def table(layout, workload) -> list[str]:
     tree = {"": nnx.state(part), "cache": {"k": cache.k, "v": cache.v}}
     specs |= dict.fromkeys(("cache.k", "cache.v"), layout.partition(CACHE))
     found = list(lines(layout, tree, specs))
+    if layout.kv_copies > 1:
+        heads, copies = layout.config.num_kv_heads, layout.kv_copies
+        found.append(f"{heads} kv heads over {layout.tensor}: each on {copies}, counted in whole")
     if layout.across and not layout.vocab_across:
         vocab = layout.config.vocab_size
         found.append(f"a vocabulary of {vocab:,} does not divide by {layout.tensor}: tables whole")
