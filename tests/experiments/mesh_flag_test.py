@@ -49,5 +49,5 @@ def test_what_a_mesh_is_not_for(capsys):
 def test_heads_that_several_devices_hold(capsys):
     assert decode.main(["--config=70b", "--mesh=tensor:16", "--plan_only"]) == 0
     said = capsys.readouterr().out
-    assert "80x1x16x32x128  80x1x1x32x128   kv_heads: tensor" in said
+    assert "80x1x16x32x128   80x1x1x32x128   kv_heads: tensor" in said
     assert "8 kv heads over 16: each on 2, counted in whole" in said
