@@ -86,8 +86,11 @@ class Undisturbed:
             self._seconds[at] = time.monotonic() - started
         self.band = None
         if len(meshes) > 1:
-            losses = np.stack([losses_of(folder) for folder in self.folders.values()])
-            self.band = band_of(losses, stretch, times * losses.shape[1])
+            losses, norms = (
+                np.stack([curve_of(folder, name) for folder in self.folders.values()])
+                for name in ("loss_nats", "gradient_norm")
+            )
+            self.band = band_of(losses, norms, stretch, times * losses.shape[1])
 
     def moves(self) -> list[tuple[str | None, str | None]]:
         """(mesh that is left, mesh that is gone to): every ordered pair, or the one there is."""
@@ -110,7 +113,7 @@ class Undisturbed:
         after_s = time.monotonic() - began
         killed_at, resumed_at = steps_written(folder), steps_saved(folder)
         train_apart(self._words[onto], folder)
-        mine, theirs = losses_of(folder), losses_of(whole)
+        mine, theirs = curve_of(folder), curve_of(whole)
         behind = slice(resumed_at, resumed_at + 1)  # empty where the last step was saved
         handover_nats = float(np.abs(mine[behind] - theirs[behind]).sum())
         if self.band is None:
@@ -184,9 +187,9 @@ def metrics_of(folder: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def losses_of(folder: pathlib.Path) -> np.ndarray:
-    """f64 [steps], nats a token."""
-    return np.array([line["loss_nats"] for line in metrics_of(folder)])
+def curve_of(folder: pathlib.Path, name: str = "loss_nats") -> np.ndarray:
+    """f64 [steps] of one of the run's metrics."""
+    return np.array([line[name] for line in metrics_of(folder)])
 
 
 def differences(one: pathlib.Path, other: pathlib.Path) -> tuple[str, ...]:
@@ -215,7 +218,7 @@ def departures(
     mine, theirs = metrics_of(moved), metrics_of(start)
     found = list(_unequal(mine, theirs, OF_THE_STEP))
     found += _unequal(mine[:resumed_at], theirs[:resumed_at], OF_THE_RUN)
-    shares = band.shares(losses_of(moved), resumed_at) if len(mine) == len(theirs) else []
+    shares = band.shares(curve_of(moved), resumed_at) if len(mine) == len(theirs) else []
     found += [
         f"step {resumed_at + 1 + i}: a loss {share:.1f} times as far off as noise reaches"
         for i, share in enumerate(shares)

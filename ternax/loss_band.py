@@ -2,6 +2,8 @@
 
 Sums in another order round otherwise, a trit on an edge tips over, and two runs on two meshes
 drift apart. What they drift is the noise; a band round their mean says what is more than that.
+A drift of the weights changes a loss by its product with the gradient, so losses of steep batches
+differ more: distances are taken in units of the step's gradient norm.
 """
 
 import dataclasses
@@ -37,14 +39,16 @@ class Band:
             return np.where(off > 0, off / self.reach[first:], 0.0)
 
 
-def band_of(losses: np.ndarray, stretch: int, comparisons: int) -> Band:
+def band_of(losses: np.ndarray, gradient_norms: np.ndarray, stretch: int, comparisons: int) -> Band:
     """The prediction interval of one more run, by Student's t.
 
-    The standard deviation about each step's mean is pooled over stretches of steps, in which it
-    is taken as one; of w steps and n runs it has w (n - 1) degrees of freedom.
+    The standard deviation about each step's mean, over its gradient norm, is pooled over stretches
+    of steps, in which it is taken as one; of w steps and n runs it has w (n - 1) degrees of
+    freedom.
 
     Args:
       losses: f64 [n, S] of n >= 2 undisturbed runs, nats a token.
+      gradient_norms: f64 [n, S]; a step's is the mean of its runs'.
       stretch: steps that share a standard deviation.
       comparisons: losses that will be held against it; together they exceed it by chance with
         probability FALSE_ALARM at most (Bonferroni).
@@ -52,11 +56,12 @@ def band_of(losses: np.ndarray, stretch: int, comparisons: int) -> Band:
     runs, steps = losses.shape
     if runs < 2:
         raise ValueError(f"the spread of runs needs two at least, found {runs}")
-    mean, reach = losses.mean(axis=0), np.empty(steps)
+    mean, slope, reach = losses.mean(axis=0), gradient_norms.mean(axis=0), np.empty(steps)
+    drifts = (losses - mean) / slope
     for first in range(0, steps, stretch):
-        part = losses[:, first : first + stretch]
-        degrees = part.shape[1] * (runs - 1)
-        deviation = np.sqrt(np.square(part - part.mean(axis=0)).sum() / degrees)
+        part = slice(first, first + stretch)
+        degrees = drifts[:, part].shape[1] * (runs - 1)
+        deviation = np.sqrt(np.square(drifts[:, part]).sum() / degrees)
         t = t_quantile(degrees, 1 - FALSE_ALARM / comparisons)
-        reach[first : first + stretch] = t * deviation * np.sqrt(1 + 1 / runs)
+        reach[part] = t * deviation * slope[part] * np.sqrt(1 + 1 / runs)
     return Band(mean, reach)
