@@ -40,7 +40,7 @@ def start(tmp_path):
 @pytest.fixture
 def band():
     losses = [[line["loss_nats"] for line in metrics(seed)] for seed in range(4)]
-    return band_of(np.array(losses), 5, 20 * STEPS)
+    return band_of(np.array(losses), np.ones((4, STEPS)), 5, 20 * STEPS)
 
 
 def moved(tmp_path, change=lambda lines: None):
