@@ -142,7 +142,7 @@ def train_apart(
       kill: asked every 10 ms; SIGKILL follows when it says True. None leaves the run alone.
 
     Raises:
-      PeerFailed: it failed by itself; with its last line.
+      PeerFailed: it failed by itself; with its error, or else its last line.
     """
     command = [sys.executable, "-m", "ternax.experiments.train", *words, "--log_every=1"]
     with subprocess.Popen(
@@ -165,7 +165,8 @@ def train_apart(
             process.kill()
             raise
     if process.returncode:
-        last = (said.strip().splitlines() or ["it said nothing"])[-1]
+        told = said.strip().splitlines() or ["it said nothing"]
+        last = next((line for line in reversed(told) if line.startswith("error: ")), told[-1])
         raise PeerFailed(f"training in {folder} ended with {process.returncode}: {last}")
     return False
 
