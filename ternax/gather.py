@@ -42,12 +42,12 @@ def whole_leaf(value: jax.Array, rows: Rows, axis: int) -> Any:
 
 
 def whole_model(model: Decoder) -> Decoder:
-    """A split model as it would be on one device, its leaves numpy arrays on this host.
+    """A model on a mesh as it would be on one device, its leaves numpy arrays on this host.
 
-    All processes of a run have to ask together. A model that is not split is returned.
+    All processes of a run have to ask together. A model that is on no mesh is returned.
     """
     layout = model.layout
-    if layout is None or layout.across is None:
+    if layout is None:
         return model
     head = model.embedding if model.config.tie_embeddings else model.head
     assert isinstance(model.embedding, PackedTable) and isinstance(head, PackedTable)
