@@ -94,7 +94,7 @@ class Undisturbed:
 
     def moves(self) -> list[tuple[str | None, str | None]]:
         """(mesh that is left, mesh that is gone to): every ordered pair, or the one there is."""
-        return list(itertools.permutations(self.folders, 2)) or [(*self.folders, *self.folders)]
+        return list(itertools.permutations(self.folders, 2)) or [(at, at) for at in self.folders]
 
     def trial(self, start, onto, folder: pathlib.Path, share: float) -> Trial:
         """Starts a run in `folder`, kills it, takes it to its end and says what became of it.
@@ -219,12 +219,12 @@ def departures(
     mine, theirs = metrics_of(moved), metrics_of(start)
     found = list(_unequal(mine, theirs, OF_THE_STEP))
     found += _unequal(mine[:resumed_at], theirs[:resumed_at], OF_THE_RUN)
-    shares = band.shares(curve_of(moved), resumed_at) if len(mine) == len(theirs) else []
-    found += [
-        f"step {resumed_at + 1 + i}: a loss {share:.1f} times as far off as noise reaches"
-        for i, share in enumerate(shares)
-        if share > 1
-    ]
+    if len(mine) == len(theirs):
+        found += [
+            f"step {resumed_at + 1 + i}: a loss {share:.1f} times as far off as noise reaches"
+            for i, share in enumerate(band.shares(curve_of(moved), resumed_at))
+            if share > 1
+        ]
     return tuple(found)
 
 

@@ -17,10 +17,9 @@ from ternax.sharding import SUMMED, Layout, fetch
 
 def rows_of(layout: Layout, name: str, node: PackedLinear | PackedTable | NoisyLinear) -> Rows:
     """Of one device's `node`, called "qkv" or "head"."""
-    table = isinstance(node, PackedTable)
-    parts = ((name, node.shape[1]),) if table else node.parts
-    whole = name in SUMMED or table and node.across is None
-    return rows_in(layout, parts, split=not whole)
+    if isinstance(node, PackedTable):
+        return rows_in(layout, ((name, node.shape[1]),), split=node.across is not None)
+    return rows_in(layout, node.parts, split=name not in SUMMED)
 
 
 def columns_of(layout: Layout, name: str, columns: int) -> int:

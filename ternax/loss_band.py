@@ -7,7 +7,6 @@ differ more: distances are taken in units of the step's gradient norm.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,12 +28,12 @@ class Band:
     mean: np.ndarray
     reach: np.ndarray
 
-    def shares(self, losses: Sequence[float], first: int = 0) -> np.ndarray:
+    def shares(self, losses: np.ndarray, first: int = 0) -> np.ndarray:
         """Distance from the mean over the reach, f64 [S - first], of the steps behind `first`.
 
         Above 1 is outside. Equal losses have share 0 also where the runs do not differ at all.
         """
-        off = np.abs(np.asarray(losses)[first:] - self.mean[first:])
+        off = np.abs(losses[first:] - self.mean[first:])
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(off > 0, off / self.reach[first:], 0.0)
 

@@ -69,9 +69,11 @@ class NoisyLinear(nnx.Module):
         else:
             y, unit = self.inner(x, layer), self._unit(x, layer)
             steps = y / jnp.where(unit > 0, unit, 1)
-            split = self.layout is not None and across is None
-            rows = rows_in(self.layout, self.parts) if split else None
-            y += unit * (self._struck(steps, self.layout.across if split else None, rows) - steps)
+            if self.layout is None or across is not None:
+                noisy = self._struck(steps, None)
+            else:
+                noisy = self._struck(steps, self.layout.across, rows_in(self.layout, self.parts))
+            y += unit * (noisy - steps)
         return y if residual is None else residual + y
 
     def _struck(self, values: jax.Array, across: str | None, rows: Rows | None = None):
