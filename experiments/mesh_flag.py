@@ -89,12 +89,17 @@ def mesh_of(args, config: ModelConfig | None = None, **work):
     from ternax import mesh_choice
 
     assert config is not None  # else auto was refused
-    machine = mesh_choice.machine(counted or jax.device_count())
+    there = jax.device_count() * (parts if plan_only else 1)  # plans are made before any joins
+    machine = mesh_choice.machine(counted or there)
     choice = mesh_choice.choose(config, machine, all_devices=parts > 1, **work)
     print(*choice.lines(), sep="\n", flush=True)
     if plan_only:
         return mesh.abstract_mesh(choice.sizes)
-    return mesh.make_mesh(choice.sizes, jax.devices()[: math.prod(choice.sizes.values())])
+    # Free memory is each process's own: what the first one chose is the choice of all.
+    taken = dict(
+        zip(mesh.AXES, processes.of_first([choice.sizes[a] for a in mesh.AXES]), strict=True)
+    )
+    return mesh.make_mesh(taken, jax.devices()[: math.prod(taken.values())])
 
 
 def _join(args, member: processes.Member) -> None:
@@ -137,6 +142,9 @@ def table(layout, workload) -> list[str]:
     tree = {"": nnx.state(part), "cache": {"k": cache.k, "v": cache.v}}
     specs |= dict.fromkeys(("cache.k", "cache.v"), layout.partition(CACHE))
     found = list(lines(layout, tree, specs))
+    if layout.kv_copies > 1:
+        heads, copies = layout.config.num_kv_heads, layout.kv_copies
+        found.append(f"{heads} kv heads over {layout.tensor}: each on {copies}, counted in whole")
     if layout.across and not layout.vocab_across:
         vocab = layout.config.vocab_size
         found.append(f"a vocabulary of {vocab:,} does not divide by {layout.tensor}: tables whole")

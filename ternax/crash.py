@@ -1,6 +1,11 @@
-"""Runs of training that are killed at random moments: do they end as one that was not?"""
+"""Runs of training that are killed at random moments: do they end as one that was not?
+
+On the mesh they were killed on they must, to the bit. On another one sums are taken in another
+order: then data, steps and rates must be the same to the bit, and losses within noise.
+"""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -9,16 +14,19 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 
 from ternax import training
 from ternax.errors import PeerFailed
+from ternax.loss_band import Band, band_of
 
 # What a line of metrics tells of the run; the rest is of the clock.
-OF_THE_RUN = ("step", "loss_nats", "gradient_norm", "learning_rate")
+OF_THE_RUN = ("step", "loss_nats", "gradient_norm", "learning_rate", "tokens_crc32")
+# And what no order of sums changes.
+OF_THE_STEP = ("step", "learning_rate", "tokens_crc32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +34,101 @@ class Trial:
     """One run that was killed and resumed.
 
     Attributes:
+      start, onto: the mesh it was killed on and the one it went on on; None: no mesh was asked for.
       after_s: from its start to SIGKILL, in seconds.
       killed_at: steps whose metrics were written by then.
-      differences: how its end differs from the undisturbed run's; none when it does not.
+      resumed_at: the newest checkpoint's step; 0 where there was none yet.
+      handover_nats: how far the loss of the first step behind it is from the undisturbed run's.
+      differences: how its end differs from what it must be; none when it does not.
     """
 
+    start: str | None
+    onto: str | None
     after_s: float
     killed_at: int
+    resumed_at: int
+    handover_nats: float
     differences: tuple[str, ...]
+
+
+class Undisturbed:
+    """Runs that nobody killed, one a mesh, and what a killed one must be beside them.
+
+    Attributes:
+      folders: mesh -> the run's folder.
+      band: where losses of a run that changed its mesh must lie; None of one mesh.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        meshes: Sequence[str | None],
+        directory: pathlib.Path,
+        *,
+        stretch: int,
+        times: int,
+    ):
+        """Trains them.
+
+        Args:
+          words: arguments of `experiments.train` but for the mesh.
+          meshes: as --mesh takes them; [None] for runs that go on where they were.
+          directory: holds the folders.
+          stretch: steps over which the spread of losses is taken as one.
+          times: runs that will be held against them.
+        """
+        self._words = {at: [*words, *([] if at is None else [f"--mesh={at}"])] for at in meshes}
+        self._seconds, self.folders = {}, {}
+        train_apart(self._words[meshes[0]], directory / "first")  # caches that later ones find
+        for number, at in enumerate(meshes):
+            self.folders[at], started = directory / f"whole-{number}", time.monotonic()
+            train_apart(self._words[at], self.folders[at])
+            self._seconds[at] = time.monotonic() - started
+        self.band = None
+        if len(meshes) > 1:
+            losses, norms = (
+                np.stack([curve_of(folder, name) for folder in self.folders.values()])
+                for name in ("loss_nats", "gradient_norm")
+            )
+            self.band = band_of(losses, norms, stretch, times * losses.shape[1])
+
+    def moves(self) -> list[tuple[str | None, str | None]]:
+        """(mesh that is left, mesh that is gone to): every ordered pair, or the one there is."""
+        return list(itertools.permutations(self.folders, 2)) or [(at, at) for at in self.folders]
+
+    def trial(self, start, onto, folder: pathlib.Path, share: float) -> Trial:
+        """Starts a run in `folder`, kills it, takes it to its end and says what became of it.
+
+        A run that ends before it is killed is thrown away and another killed at half of it.
+
+        Args:
+          start, onto: the meshes it is killed on and goes on on.
+          share: of a run, when it is killed: of an undisturbed one's time; of its steps, where
+            it goes on on another mesh, since a kill outside of them moves no state.
+        """
+        whole, began = self.folders[start], time.monotonic()
+        while not train_apart(self._words[start], folder, self._kill(start, folder, share)):
+            shutil.rmtree(folder)
+            share, began = share / 2, time.monotonic()
+        after_s = time.monotonic() - began
+        killed_at, resumed_at = steps_written(folder), steps_saved(folder)
+        train_apart(self._words[onto], folder)
+        mine, theirs = curve_of(folder), curve_of(whole)
+        behind = slice(resumed_at, resumed_at + 1)  # empty where the last step was saved
+        handover_nats = float(np.abs(mine[behind] - theirs[behind]).sum())
+        if self.band is None:
+            found = differences(folder, whole)
+        else:
+            found = departures(folder, whole, resumed_at, self.band)
+        return Trial(start, onto, after_s, killed_at, resumed_at, handover_nats, found)
+
+    def _kill(self, start, folder: pathlib.Path, share: float) -> Callable[[], bool]:
+        """A `kill` for `train_apart`, which starts now."""
+        if self.band is not None:
+            due = 1 + int(share * len(self.band.mean))
+            return lambda: steps_written(folder) >= due
+        end = time.monotonic() + share * self._seconds[start]
+        return lambda: time.monotonic() >= end
 
 
 def train_apart(
@@ -47,7 +142,7 @@ def train_apart(
       kill: asked every 10 ms; SIGKILL follows when it says True. None leaves the run alone.
 
     Raises:
-      PeerFailed: it failed by itself; with its last line.
+      PeerFailed: it failed by itself; with its error, or else its last line.
     """
     command = [sys.executable, "-m", "ternax.experiments.train", *words, "--log_every=1"]
     with subprocess.Popen(
@@ -70,7 +165,8 @@ def train_apart(
             process.kill()
             raise
     if process.returncode:
-        last = (said.strip().splitlines() or ["it said nothing"])[-1]
+        told = said.strip().splitlines() or ["it said nothing"]
+        last = next((line for line in reversed(told) if line.startswith("error: ")), told[-1])
         raise PeerFailed(f"training in {folder} ended with {process.returncode}: {last}")
     return False
 
@@ -81,17 +177,25 @@ def steps_written(folder: pathlib.Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def steps_saved(folder: pathlib.Path) -> int:
+    """The newest whole checkpoint's step, 0 for none. Only looks: what is half written stays."""
+    names = [path.name for path in (folder / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def metrics_of(folder: pathlib.Path) -> list[dict]:
+    """The run's lines of metrics, a step each."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve_of(folder: pathlib.Path, name: str = "loss_nats") -> np.ndarray:
+    """f64 [steps] of one of the run's metrics."""
+    return np.array([line[name] for line in metrics_of(folder)])
+
+
 def differences(one: pathlib.Path, other: pathlib.Path) -> tuple[str, ...]:
     """What differs between two finished runs: losses of every step, and the final state."""
-    lines = [
-        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (one, other)
-    ]
-    found = []
-    if len(lines[0]) != len(lines[1]):
-        found.append(f"{len(lines[0])} and {len(lines[1])} lines of metrics")
-    for a, b in zip(*lines, strict=False):
-        found += [f"step {a['step']}: {name}" for name in OF_THE_RUN if a[name] != b[name]]
+    found = list(_unequal(metrics_of(one), metrics_of(other), OF_THE_RUN))
     states = [training.final_state(folder) for folder in (one, other)]
     leaves = [jax.tree_util.tree_flatten_with_path(state)[0] for state in states]
     for (path, a), (_, b) in zip(*leaves, strict=True):
@@ -100,26 +204,38 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def trial(words: Sequence[str], folder: pathlib.Path, whole: pathlib.Path, after_s: float) -> Trial:
-    """Starts a run in `folder`, kills it, resumes it to its end and compares it with `whole`.
+def departures(
+    moved: pathlib.Path, start: pathlib.Path, resumed_at: int, band: Band
+) -> tuple[str, ...]:
+    """Where a run that went on on another mesh is not what it would have been, but for noise.
 
-    A run that ends before `after_s` is thrown away and another killed at half of it.
+    Args:
+      moved: its folder, at its end.
+      start: an undisturbed run's on the mesh it began on: up to the checkpoint that it went on
+        from, all must be equal to the bit.
+      resumed_at: that checkpoint's step.
+      band: of undisturbed runs on all meshes: where losses behind it must lie.
     """
-    while not train_apart(words, folder, _after(after_s)):
-        shutil.rmtree(folder)
-        after_s /= 2
-    killed_at = steps_written(folder)
-    train_apart(words, folder)
-    return Trial(after_s, killed_at, differences(folder, whole))
+    mine, theirs = metrics_of(moved), metrics_of(start)
+    found = list(_unequal(mine, theirs, OF_THE_STEP))
+    found += _unequal(mine[:resumed_at], theirs[:resumed_at], OF_THE_RUN)
+    if len(mine) == len(theirs):
+        found += [
+            f"step {resumed_at + 1 + i}: a loss {share:.1f} times as far off as noise reaches"
+            for i, share in enumerate(band.shares(curve_of(moved), resumed_at))
+            if share > 1
+        ]
+    return tuple(found)
 
 
-def moments(times: int, seconds: float, seed: int) -> list[float]:
-    """Moments at which runs that take `seconds` are killed: uniform over all of a run."""
+def _unequal(one: list[dict], other: list[dict], names: Sequence[str]) -> Iterator[str]:
+    if len(one) != len(other):
+        yield f"{len(one)} and {len(other)} lines of metrics"
+    for a, b in zip(one, other, strict=False):
+        yield from (f"step {a['step']}: {name}" for name in names if a[name] != b[name])
+
+
+def moments(times: int, seed: int) -> list[float]:
+    """When runs are killed, as shares of a run: uniform over all of it."""
     draw = random.Random(seed)
-    return [draw.uniform(0, seconds) for _ in range(times)]
-
-
-def _after(seconds: float) -> Callable[[], bool]:
-    """A `kill` that says True once `seconds` have passed since this call."""
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() >= end
+    return [draw.random() for _ in range(times)]

@@ -1,10 +1,5 @@
-"""Whole matrices of a split model: what its devices hold, in the order of one device.
+"""Whole matrices of a split model: what its devices hold, in the order of one device."""
 
-Fused parts interleave over devices, and kv heads may have copies. `Rows` says which row of the
-whole matrix each row of all devices is; along K parts simply follow one another.
-"""
-
-import dataclasses
 from typing import Any
 
 import jax
@@ -13,47 +8,18 @@ from flax import nnx
 
 from ternax.models import Decoder
 from ternax.nn.linear import PackedLinear
+from ternax.nn.read_noise import NoisyLinear
 from ternax.nn.table import PackedTable
 from ternax.random_weights import abstract_model
+from ternax.row_order import Rows, rows_in
 from ternax.sharding import SUMMED, Layout, fetch
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """The rows of a matrix, or of several fused, along N.
-
-    Attributes:
-      source: int [rows of all devices], the row of the whole matrix that each one is.
-      order: int [N], where the whole matrix's rows are first found among them.
-      parts: (name, width) of each matrix, whole.
-    """
-
-    source: np.ndarray
-    order: np.ndarray
-    parts: tuple[tuple[str, int], ...]
-
-
-def rows_of(layout: Layout, name: str, node: PackedLinear | PackedTable) -> Rows:
+def rows_of(layout: Layout, name: str, node: PackedLinear | PackedTable | NoisyLinear) -> Rows:
     """Of one device's `node`, called "qkv" or "head"."""
-    parts = node.parts if isinstance(node, PackedLinear) else ((name, node.shape[1]),)
-    whole = name in SUMMED or isinstance(node, PackedTable) and node.across is None
-    devices = range(1 if whole else layout.tensor)
-    first = {
-        (part, device): 0 if whole else int(layout.first_row(part, width, device))
-        for part, width in parts
-        for device in devices
-    }
-    widths = {part: first[part, devices[-1]] + width for part, width in parts}
-    starts = dict(zip(widths, np.cumsum([0, *widths.values()]), strict=False))
-    source = np.concatenate(
-        [
-            starts[part] + first[part, device] + np.arange(width)
-            for device in devices
-            for part, width in parts
-        ]
-    )
-    order = np.unique(source, return_index=True)[1]
-    return Rows(source, order, tuple(widths.items()))
+    if isinstance(node, PackedTable):
+        return rows_in(layout, ((name, node.shape[1]),), split=node.across is not None)
+    return rows_in(layout, node.parts, split=name not in SUMMED)
 
 
 def columns_of(layout: Layout, name: str, columns: int) -> int:
@@ -75,12 +41,12 @@ def whole_leaf(value: jax.Array, rows: Rows, axis: int) -> Any:
 
 
 def whole_model(model: Decoder) -> Decoder:
-    """A split model as it would be on one device, its leaves numpy arrays on this host.
+    """A model on a mesh as it would be on one device, its leaves numpy arrays on this host.
 
-    All processes of a run have to ask together. A model that is not split is returned.
+    All processes of a run have to ask together. A model that is on no mesh is returned.
     """
     layout = model.layout
-    if layout is None or layout.across is None:
+    if layout is None:
         return model
     head = model.embedding if model.config.tie_embeddings else model.head
     assert isinstance(model.embedding, PackedTable) and isinstance(head, PackedTable)

@@ -268,4 +268,6 @@ def _wrap(model: Decoder, noise: ReadNoise, key, chosen: list[Target]) -> None:
             numbers = model.first_layer + jnp.arange(count)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(named, numbers)
             words = jax.vmap(key_words)(keys)
-            setattr(module, name, NoisyLinear(linear, noise, words, jnp.asarray(strength)))
+            split = model.layout if mine[0].rows is not None else None
+            noisy = NoisyLinear(linear, noise, words, jnp.asarray(strength), split)
+            setattr(module, name, noisy)

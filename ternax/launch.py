@@ -143,7 +143,7 @@ def watch(
         if stalled or any(codes):  # neither None nor 0
             if not stalled:
                 _settle(children)
-            ending = verdict(children, heartbeat_s)
+            ending = verdict(children)
             _end(children)
             return ending
         time.sleep(_POLL_S)
@@ -164,7 +164,7 @@ def _settle(children: Sequence[Child]) -> None:
         time.sleep(_POLL_S)
 
 
-def verdict(children: Sequence[Child], heartbeat_s: float) -> Ending:
+def verdict(children: Sequence[Child]) -> Ending:
     """Which process is at fault and why, of those that are there and those that ended."""
     for child in children:
         code = child.code
@@ -173,9 +173,10 @@ def verdict(children: Sequence[Child], heartbeat_s: float) -> Ending:
             return Ending(PeerFailed.exit_code, f"process {child.index} was ended by {name}")
     for child in children:
         if child.stopped_since is not None:
+            silent_s = time.monotonic() - child.stopped_since
             return Ending(
                 PeerFailed.exit_code,
-                f"process {child.index} is stopped and did not answer for {heartbeat_s:g} s",
+                f"process {child.index} is stopped and did not answer for {silent_s:.0f} s",
             )
     # By itself, for a reason of its own, which it says; those who only miss a peer come last.
     told = [c for c in children if c.code and c.error()]

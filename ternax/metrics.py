@@ -80,6 +80,9 @@ METRICS: dict[str, Metric] = {
     "step_time_ratio_high": Metric("", "upper end of the median's 95 % interval"),
     "kills": Metric("count", "runs killed with SIGKILL at a random moment and then resumed"),
     "identical_count": Metric("count", "of them ended as the run that was not, to the bit"),
+    "within_noise_count": Metric("count", "of them went on on another mesh but for noise"),
+    "noise_reach_nats": Metric("nats/token", "farthest that noise reaches from the mean loss"),
+    "handover_nats": Metric("nats/token", "most that a first loss on another mesh was off"),
     # Over training seeds.
     "seeds": Metric("count", "models trained alike, each from another seed"),
     "seed_bits_per_byte": Metric("bits/byte", "mean of the seeds' bits_per_byte"),

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ternax import roll_call
 from ternax.errors import UsageError
@@ -61,6 +61,16 @@ def agreed(seen: signal.Signals | None) -> signal.Signals | None:
 
     found = int(multihost_utils.process_allgather(np.int32(seen or 0)).max())
     return signal.Signals(found) if found else None
+
+
+def of_first(numbers: Sequence[int]) -> list[int]:
+    """The numbers that the first process has, in all of them; all must ask at once."""
+    if _member.count == 1:
+        return list(numbers)
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32)).tolist()
 
 
 def find(

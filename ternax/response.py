@@ -25,6 +25,7 @@ from flax import nnx
 
 from ternax import taps
 from ternax.evaluate import batches, log_softmax, of_targets
+from ternax.gather import whole_model
 from ternax.models import Decoder
 from ternax.nn.sensed import Nudge, SensedLinear
 from ternax.noise import NoiseModel
@@ -143,11 +144,14 @@ class Response:
 def measure(clean: Clean, reads: Sequence[ReadNoise] = ()) -> Response:
     """Two passes back through the model for each token, and one more for the text's own targets.
 
+    A model on a mesh is put together on this process's first device: products whose sums are
+    split over devices have no gradient.
+
     Args:
       clean: whose projections are all trits, and whose text it is.
       reads: noises at read time that answers are wanted for; weights' need not be known.
     """
-    model, (n, length) = clean.model, clean.losses.shape
+    model, (n, length) = _whole(clean.model), clean.losses.shape
     batch = max(1, min(8, _NUDGE_BYTES // _nudge_bytes(model, length)))
     graph, nudges, rest = _sensed(model, batch, length)
     per_byte = 1 / (math.log(2) * float(clean.text.num_bytes.sum()))
@@ -179,6 +183,13 @@ def measure(clean: Clean, reads: Sequence[ReadNoise] = ()) -> Response:
             for noise, found in read_books.items()
         },
     )
+
+
+def _whole(model: Decoder) -> Decoder:
+    if model.layout is None:
+        return model
+    graph, state = nnx.split(whole_model(model))
+    return nnx.merge(graph, jax.device_put(state, jax.local_devices()[0]))
 
 
 class _WeightBook:

@@ -47,7 +47,7 @@ def strike_split(
 ):
     """`strike` of data [L, P, rows of all devices, row], which lies as `sharding` says.
 
-    order, source: of `gather.Rows`; matrix: the whole one.
+    order, source: of `row_order.Rows`; matrix: the whole one.
     """
     replicated = NamedSharding(sharding.mesh, P())
     part = NamedSharding(sharding.mesh, P(*sharding.spec[1:]))

@@ -11,13 +11,14 @@ from flax import nnx
 from ternax.configs import nearest
 from ternax.edit import is_packed, packed_parts
 from ternax.errors import UsageError
-from ternax.gather import Rows, columns_of, rows_of, whole_leaf
+from ternax.gather import columns_of, rows_of, whole_leaf
 from ternax.kernels.packing import FLOAT_FORMATS
 from ternax.models import Decoder
 from ternax.nn.norm import RMSNorm
 from ternax.nn.table import PackedTable
 from ternax.noise.bits import PackedNoise
 from ternax.noise.model import NoiseModel
+from ternax.row_order import Rows
 
 # What a pattern selects if it does not say: every projection.
 EVERYTHING = r"layers\..*"
@@ -143,11 +144,6 @@ def check_domain(noise: NoiseModel, chosen: list[Target], rows: float = 1.0) -> 
             raise UsageError(f"analog noise: expected projections of integer codes, found {what}")
         if noise.when == "read" and (table or rows < 1):
             raise UsageError(f"noise at read time is on whole projections, found {what}")
-        if noise.when == "read" and target.rows is not None:
-            raise UsageError(
-                "noise at read time: the model is split over tensor: load it without a mesh, or "
-                "over data"
-            )
         if noise.when == "read":
             _check_shared_inputs(target, chosen)
 

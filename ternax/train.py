@@ -96,6 +96,7 @@ class Progress:
       gradient_norm: of the last step, before clipping.
       learning_rate: of the last step.
       tokens_per_s: over the steps since the last report.
+      tokens_crc32: of the last step's tokens, int32: equal orders of the data have equal ones.
     """
 
     step: int
@@ -103,6 +104,7 @@ class Progress:
     gradient_norm: float
     learning_rate: float
     tokens_per_s: float
+    tokens_crc32: int
 
 
 class Trainer:
@@ -242,6 +244,7 @@ class Trainer:
                         float(norm),
                         float(self._rate(jnp.float32(self.step - 1))),
                         len(values) * spec.batch * spec.length / (now - since),
+                        zlib.crc32(tokens.tobytes()),
                     )
                 )
                 losses, since = [], now

@@ -181,6 +181,7 @@ def test_partial_sums_are_exact():
 
 
 _WEIGHTS = """
+from ternax import cost
 from ternax.kernels.packing import unpack
 from ternax.random_weights import random_model
 
@@ -196,8 +197,12 @@ config = small("tiny-llama", vocab_size=8 * 37)
 one = random_model(config)
 q, k = 8 * 16, 4 * 16
 for n in (2, 8):
-    many = random_model(config, layout=layout_of(mesh_of(f"tensor:{n}"), config))
+    layout = layout_of(mesh_of(f"tensor:{n}"), config)
+    many = random_model(config, layout=layout)
+    parts = [leaf.addressable_shards for leaf in jax.tree.leaves(nnx.state(many))]
+    planned = cost.plan(config, layout=layout).weight_bytes
     for i in range(n):
+        assert sum(part[i].data.nbytes for part in parts) == planned, (n, i)
         whole = codes(one.layers.attn.qkv)
         part = codes(many.layers.attn.qkv, i, n)
         width, kv = q // n, max(16, k // n)

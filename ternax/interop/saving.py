@@ -33,18 +33,18 @@ def save(
         BF16, F32 or Q8_0.
       tokenizer: stored with it; None for bytes where the vocabulary is one of bytes, else none.
 
-    A model that is split over devices is gathered on the host first: by all processes together,
-    of which the first writes.
+    A model on a mesh is saved by all processes of the run together: what is split is gathered on
+    the host, and the first one writes.
 
     Raises:
       UsageError: a format that does not exist, or cannot hold this model; it says which can.
       OutputError: `path` is something else, or cannot be written.
     """
-    split = model.layout is not None and model.layout.across is not None
+    together = model.layout is not None
     model = whole_model(model)
-    if not split or processes.is_first():
+    if not together or processes.is_first():
         _save(model, pathlib.Path(path), format, tokenizer)
-    if split:
+    if together:
         processes.meet("saved")
 
 

@@ -1,5 +1,15 @@
 """Stored models loaded onto a mesh: each device's share is what `random_model` would make there."""
 
+import concurrent.futures
+import dataclasses
+import json
+
+import jax
+import numpy as np
+from flax import nnx
+
+import ternax
+from ternax import configs, launch
 from tests import split
 from tests.sharding_test import SMALL
 
@@ -78,22 +88,16 @@ for spec, selection in (
     if noise.domain == "packed":
         ternax.save(many, f"{folder}/struck")
         assert bits(ternax.load(f"{folder}/struck")) == bits(struck)
-for call in (
-    lambda: ternax.perturb(many, make_noise("input_gaussian,sigma=0.1"), key),
-    lambda: ternax.load(config, packed=False, mesh="data:8"),
-):
-    try:
-        call()
-    except UsageError as error:
-        print(error)
+try:
+    ternax.load(config, packed=False, mesh="data:8")
+except UsageError as error:
+    print(error)
 """
 
 
 def test_stored_struck_and_saved_as_on_one_device(tmp_path):
     said = split.run(SMALL + _STORED, 8, str(tmp_path)).splitlines()
-    assert len(said) == 2
-    assert "at read time: the model is split over tensor" in said[0]
-    assert "mesh belong to packed=True" in said[1]
+    assert len(said) == 1 and "mesh belong to packed=True" in said[0]
 
 
 _DATA = """
@@ -123,3 +127,63 @@ print("equal")
 def test_noise_over_data_and_what_projections_read():
     """The same strikes on every copy, each of which reads its rows of a batch."""
     assert split.run(SMALL + _DATA, 4) == "equal\n"
+
+
+_READS = """
+from ternax.noise import make_noise
+
+tokens = np.random.default_rng(0).integers(0, 264, (2, 9)).astype(np.int32)
+for name, spec, limit, mesh in json.loads(sys.argv[1]):
+    config, noise, key = small(name), make_noise(spec), jax.random.key(3)
+    one, counts = ternax.perturb(ternax.load(config, backend="reference"), noise, key)
+    many = ternax.load(config, backend="reference", mesh=mesh_of(mesh))
+    many, others = ternax.perturb(many, noise, key)
+    assert others == counts
+    assert np.abs(many(tokens) - one(tokens)).max() <= limit, (name, spec, mesh)
+print("equal")
+"""
+
+
+def test_reads_of_split_projections():
+    """One device's errors: to the bit where nothing rounds otherwise, else within its reach.
+
+    What is read is whole on each device in front of q and gate, and split in front of o and down;
+    what comes out the other way round, with every kv head twice on 8 devices.
+    """
+    cases = [
+        ["tiny-llama", "input_gaussian,sigma=0.02", 0.0, "data:2,tensor:4"],
+        ["tiny-bitnet", "read_gaussian,sigma=0.05", 1e-5, "tensor:8"],
+    ]
+    assert split.run(SMALL + _READS, 8, json.dumps(cases)) == "equal\n"
+
+
+_TOGETHER = """
+import ternax
+from ternax import processes
+from tests.checkpoint.split_test import shared_config
+
+folder, coordinator, index = sys.argv[1:]
+processes.join(processes.Member(int(index), 2, coordinator), "save")
+for mesh in ("tensor:2", "data:2"):
+    model = ternax.load(shared_config(), mesh=mesh)
+    assert not model.layers.attn.o.data[...].is_fully_addressable
+    ternax.save(model, f"{folder}/{mesh}")
+"""
+
+
+def shared_config():
+    """Its matrices and tables divide by two."""
+    changes = {"num_layers": 1, "intermediate_size": 256, "vocab_size": 264}
+    return dataclasses.replace(configs.get_config("tiny-llama"), **changes)
+
+
+def test_two_processes_save_one_model(tmp_path):
+    """Each holds a half, or a copy; the first one writes, and one device loads the whole."""
+    shared = (str(tmp_path), f"127.0.0.1:{launch.free_port()}")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(lambda i: split.run("import sys" + _TOGETHER, 1, *shared, i), "01"))
+    expected = jax.tree.leaves(nnx.state(ternax.load(shared_config())))
+    for mesh in ("tensor:2", "data:2"):
+        found = jax.tree.leaves(nnx.state(ternax.load(tmp_path / mesh)))
+        for leaf, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(leaf, other)

@@ -1,5 +1,7 @@
 """experiments.crash: a real run, killed and resumed."""
 
+import pytest
+
 from ternax.experiments import crash
 from ternax.record import read_records
 
@@ -17,3 +19,16 @@ def test_a_killed_run_is_told_to_end_as_the_other(tmp_path, capsys):
     (record,) = read_records(tmp_path / "out" / "results.jsonl")
     assert record.metrics == {"steps": 20, "kills": 1, "identical_count": 1}
     assert 0 <= record.samples[0] <= 20
+
+
+@pytest.mark.parametrize(
+    "meshes, why",
+    [
+        ("data:2", "two or more that differ"),
+        ("data:1;fsdp:1", "two or more that differ"),
+        ("data:1;model:2", "expected sizes of data, fsdp"),
+    ],
+)
+def test_what_is_nothing_to_change_to(meshes, why, capsys):
+    assert crash.main([f"--meshes={meshes}"]) == 2
+    assert why in capsys.readouterr().err

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from ternax.experiments import chat, train
+from ternax.experiments import chat, decode, train
 from tests import split
 
 _BOTH = """
@@ -44,3 +44,10 @@ def test_what_a_mesh_is_not_for(capsys):
     processes = ["--coordinator=localhost:1", "--processes=2", "--process=0"]
     assert chat.main(["--mesh=tensor:2", *processes]) == 2
     assert "one process reads what you type" in capsys.readouterr().err
+
+
+def test_heads_that_several_devices_hold(capsys):
+    assert decode.main(["--config=70b", "--mesh=tensor:16", "--plan_only"]) == 0
+    said = capsys.readouterr().out
+    assert "80x1x16x32x128   80x1x1x32x128   kv_heads: tensor" in said
+    assert "8 kv heads over 16: each on 2, counted in whole" in said
