@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 
-from ternax import decode_metrics, measure
+from ternax import decode_metrics, measure, processes
 from ternax.checkpoint.box import Source
 from ternax.config import ModelConfig
 from ternax.errors import DoesNotFit, Interrupted, OutputError
@@ -286,7 +286,9 @@ class DecodeRun:
 
         with self._progress("prefill", None, "s"):
             self._cold_s = once()
-            for _ in range(1 if self._cold_s > _SLOW_PREFILL_S else 5):
+            # Clocks differ, and a step that not all processes take waits for ever.
+            (count,) = processes.of_first([1 if self._cold_s > _SLOW_PREFILL_S else 5])
+            for _ in range(count):
                 self._samples.append(once())
 
     def _keep_prefill(self, stopped):
@@ -316,7 +318,8 @@ class DecodeRun:
         # The first step is the warm-up: same program, not counted.
         warm_s = call(1)
         left, directory = self.workload.num_tokens - 2, self.workload.profile_dir
-        self._chunk = max(1, min(left // _MIN_SAMPLES, 16, round(_CALL_S / warm_s)))
+        chunk = max(1, min(left // _MIN_SAMPLES, 16, round(_CALL_S / warm_s)))
+        (self._chunk,) = processes.of_first([chunk])
         profile = jax.profiler.trace(directory) if directory else contextlib.nullcontext()
         with profile, self._power, self._progress("decode", left, "tokens") as advance:
             while self._decoded < left:

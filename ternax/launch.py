@@ -66,6 +66,12 @@ class Child:
         lines = re.findall(r"^error: (.*)$", self.said.read_text(errors="replace"), re.MULTILINE)
         return lines[-1] if lines else ""
 
+    def last_words(self) -> str:
+        """The last line that it wrote of its own, for one that ended without telling why."""
+        lines = [line.strip() for line in self.said.read_text(errors="replace").splitlines()]
+        own = [line for line in lines if line and not line.startswith("@")]
+        return f": {own[-1][:200]}" if own else ""
+
 
 def free_port() -> int:
     """A port nobody listens on now."""
@@ -188,7 +194,9 @@ def verdict(children: Sequence[Child]) -> Ending:
     if missed:
         return Ending(PeerFailed.exit_code, f"process {missed[0]} did not answer its heartbeat")
     first = gone[0]
-    return Ending(PeerFailed.exit_code, f"process {first.index} ended with {first.code}")
+    return Ending(
+        PeerFailed.exit_code, f"process {first.index} ended with {first.code}{first.last_words()}"
+    )
 
 
 def _missed(child: Child) -> list[int]:

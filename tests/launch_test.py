@@ -103,17 +103,28 @@ def test_what_cannot_be_launched(argv, why, capsys):
     assert why in capsys.readouterr().err
 
 
-def test_two_processes_decode_and_the_first_alone_writes(tmp_path, capfd):
-    """The same tokens as two devices of one process; then one of them is killed."""
+@pytest.mark.parametrize(
+    "split", [["--mesh=tensor:2"], ["--mesh=data:2", "--batch=2", "--num_tokens=300"]]
+)
+def test_two_processes_decode_and_the_first_alone_writes(split, tmp_path, capfd):
+    """The same tokens as two devices of one process. Of many tokens each call draws several, as
+    many in both processes, though their clocks differ."""
     one, two = tmp_path / "one", tmp_path / "two"
     done = subprocess.run(
-        [sys.executable, "-m", "ternax.experiments.decode", *WORDS, f"--output_dir={one}"],
+        [
+            sys.executable,
+            "-m",
+            "ternax.experiments.decode",
+            *WORDS[:-1],
+            *split,
+            f"--output_dir={one}",
+        ],
         capture_output=True,
         text=True,
         check=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
-    words = ["--", "experiments.decode", *WORDS, f"--output_dir={two}"]
+    words = ["--", "experiments.decode", *WORDS[:-1], *split, f"--output_dir={two}"]
     assert command.main(["--processes=2", *words]) == 0
     tokens = [
         next(line for line in text.splitlines() if line.startswith("tokens"))
