@@ -145,6 +145,7 @@ def robustness(args) -> None:
         forecast=not args.no_forecast,
         controls=args.controls,
         protect=args.protect,
+        trained_tokens=source.trained_tokens,
         text=f"{source.origin}; {text.source}, sha256 {text.sha256[:16]}",
         flags_text=args.command_line,
     )
