@@ -21,6 +21,8 @@ from ternax.targets import selected
 
 # Bits per byte that a model may lose: the strength where it does is the headline.
 LOSSES = {"005": 0.05, "020": 0.2}
+# What a noise's headline is called in its note.
+TOLERATED = "strengths tolerated"
 # What each projection is struck with alone, and how often at most.
 PROBE_SIGMA, PROBE_DRAWS = 0.3, 3
 # Seconds after programming that a refresh of analog cells is looked for in.
@@ -135,7 +137,7 @@ class Summary:
                 for draw in range(draws)
             ]
             metrics |= named("top1_area", t_interval(areas))
-        return self.record(f"{spec} on {self.study.select}: strengths tolerated", metrics)
+        return self.record(f"{spec} on {self.study.select}: {TOLERATED}", metrics)
 
     def _model(self) -> dict[str, float]:
         """How large the model is, and what it was trained on where that is known."""

@@ -328,9 +328,7 @@ def final_state(directory: pathlib.Path) -> dict:
         return checkpoints.restore(spec.steps, like)[0]
 
 
-def save_models(
-    model: Decoder, directory: pathlib.Path, trained_tokens: int | None = None
-) -> None:
+def save_models(model: Decoder, directory: pathlib.Path, trained_tokens: int | None = None) -> None:
     """The float weights to directory/float, then, where it packs, the model to directory/model."""
     if not processes.is_first():
         return
