@@ -201,6 +201,7 @@ def together(args) -> None:
 def lines_along(args) -> None:
     """--along: several studies as points of lines."""
     from ternax import noise_axes, noise_lines, noise_lines_table
+    from ternax.checkpoint import whole
 
     found = noise_lines.find(noise_axes.parse(args.along), args.combine, args.against)
     records = noise_lines.records(found, args.command_line)
@@ -209,7 +210,9 @@ def lines_along(args) -> None:
             store.append(record)
         print("\n".join(noise_lines_table.lines(found)))
         picture = noise_lines_table.draw(found, store.directory / "along.png")
-    print(f"wrote {store.directory}/results.json{drawing.said(picture)}")
+        with whole.whole_file(str(store.directory / "along.md"), "--output_dir") as file:
+            file.write(noise_lines_table.page(found, args.command_line, picture).encode())
+    print(f"wrote {store.directory}/along.md, results.json{drawing.said(picture)}")
 
 
 def load(source: str, text, seed: int, mesh=None):

@@ -114,6 +114,13 @@ def tested(test: FTest | None) -> str:
     return f"{degrees:>22} {chance(test):>5}"
 
 
+def page(found: Findings, flags_text: str, picture: pathlib.Path | None) -> str:
+    """The screen as Markdown, and the picture beside it."""
+    shown = [f"![]({picture.name})", ""] if picture else []
+    title = f"# Noise along {' and '.join(found.along)}"
+    return "\n".join([title, "", f"`{flags_text}`", "", *shown, "```", *lines(found), "```", ""])
+
+
 def draw(found: Findings, target: pathlib.Path) -> pathlib.Path | None:
     """Clean loss and tolerated strengths along each axis: points, lines, and the lines' bands.
 

@@ -118,7 +118,9 @@ def test_two_arms_and_all_that_is_written(tmp_path, capsys):
     }
     assert tests["stuck"]["p_value"] < 0.001 and tests["sign_flip"]["p_value"] > 0.01
     assert tests["stuck"]["f_error_degrees"] == 15
-    assert (out / "results.csv").stat().st_size and (out / "report.md").stat().st_size
+    page, rows = (out / "along.md").read_text(), (out / "results.csv").read_text().splitlines()
+    assert set(said[:-1]) <= set(page.splitlines()) and len(rows) == 1 + len(records)
+    assert ("![](along.png)" in page) == (out / "along.png").exists()
 
 
 def test_one_axis_and_what_not_all_models_tell(tmp_path, capsys):
