@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from ternax import noise_lines
+from ternax import noise_lines, regression
 from ternax.experiments import robustness
 from ternax.noise_axes import Response
+from ternax.noise_lines import Line
+from ternax.noise_lines_table import CELL, interval
 from ternax.record import Record, read_records
 
 ALONG = ("parameters", "tokens_per_parameter")
@@ -121,6 +123,14 @@ def test_two_arms_and_all_that_is_written(tmp_path, capsys):
     page, rows = (out / "along.md").read_text(), (out / "results.csv").read_text().splitlines()
     assert set(said[:-1]) <= set(page.splitlines()) and len(rows) == 1 + len(records)
     assert ("![](along.png)" in page) == (out / "along.png").exists()
+
+
+@pytest.mark.parametrize("size", [1e-4, 1, 30, 1e4])
+def test_wide_intervals_stay_in_their_column(size):
+    y = size * np.array([1.0, -2, 1, 3])
+    fit = regression.fit(np.array([[1.0, 0, 0], [1, 1, 0], [1, 0, 1], [1, 1, 2]]), y)
+    shown = interval(Line(Response(), "", y, fit, None), 1)
+    assert len(shown) <= CELL and shown.count("[") == 1
 
 
 def test_one_axis_and_what_not_all_models_tell(tmp_path, capsys):
