@@ -83,7 +83,7 @@ def what(response: Response) -> str:
 def interval(line: Line, coefficient: int) -> str:
     """ "0.177 [0.130, 0.225]"; bits per byte to four places; fewer where numbers are large."""
     found, digits = line.fit.coefficient(coefficient), 4 if line.response.loss is None else 3
-    longest = len(f"{max(abs(found.low), abs(found.high)):.0f}")
+    longest = max(len(f"{end:.0f}".lstrip("-")) for end in (found.low, found.high))
     digits = max(digits - 2 * (longest - 1), 0)
     return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
