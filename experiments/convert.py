@@ -249,7 +249,7 @@ def save_as(args) -> None:
         )
     asked = {name: getattr(args, name) for name in _OF_TABLES if name in args.given}
     model = load_stored(args.source, layers=args.layers, **kept_tables(args.source) | asked)
-    save(model, args.output, args.format, tokenizer=stored_tokenizer(args))
+    save(model, args.output, args.format, **stored_with(args))
     print(
         f"saved {args.output}, {args.format}: {args.source.name}, codes and scales as they are, "
         f"tables in {Weights(model).format('embedding')}"
@@ -274,6 +274,11 @@ def stored_tokenizer(args):
 
     found = args.source.tokenizer() if args.source.directory else None
     return found if isinstance(found, FileTokenizer) else None
+
+
+def stored_with(args) -> dict:
+    """What a conversion passes on as it is."""
+    return {"tokenizer": stored_tokenizer(args), "trained_tokens": args.source.trained_tokens}
 
 
 def convert_model(args) -> None:
@@ -334,7 +339,7 @@ def convert_model(args) -> None:
                 **common,
             )
         if args.output:
-            save(model, args.output, args.format, tokenizer=stored_tokenizer(args))
+            save(model, args.output, args.format, **stored_with(args))
     total = records[-1]
     m = total.metrics
     print(

@@ -80,6 +80,12 @@ def robustness_flags(define):
     define.section("Studies together")
     define.strings("combine", "a finished study's folder, one a training seed", form="DIR")
     define.strings("against", "the other arm's, in the same order of seeds", form="DIR")
+    define.string(
+        "along",
+        None,
+        "lines through the studies along parameters, trained_tokens or tokens_per_parameter",
+        form="A,B",
+    )
     define.section("Text")
     define.string("text", "heldout", "a UTF-8 file; heldout comes with ternax", form="FILE")
     define.integer("sequences", 64, "taken evenly from the text", lower=1)
@@ -125,7 +131,7 @@ def robustness(args) -> None:
         raise UsageError("--profile_dir is for experiments.decode: nothing is timed here")
     if args.preset == "table":
         return table(args)
-    if args.combine or args.against:
+    if args.combine or args.against or args.along:
         return together(args)
     if args.layers is not None:
         raise UsageError("--layers is for --preset=table: a trained model is studied whole")
@@ -145,6 +151,7 @@ def robustness(args) -> None:
         forecast=not args.no_forecast,
         controls=args.controls,
         protect=args.protect,
+        trained_tokens=source.trained_tokens,
         text=f"{source.origin}; {text.source}, sha256 {text.sha256[:16]}",
         flags_text=args.command_line,
     )
@@ -176,17 +183,36 @@ def table(args) -> None:
 
 
 def together(args) -> None:
-    """--combine: several studies, see `noise_meta`."""
+    """--combine: several studies, see `noise_meta`; with --along, see `noise_axes`."""
     from ternax import noise_meta
 
     if not args.combine:
-        raise UsageError("--against stands beside --combine, found it alone")
+        raise UsageError("--combine is missing: --against and --along say how to take its studies")
+    if args.along:
+        return lines_along(args)
     records = noise_meta.combine(args.combine, args.against)
     with open_store(args.output_dir, "robustness", records[0].config, "together") as store:
         for record in records:
             store.append(record)
         print("\n".join(noise_meta.lines(records)))
     print(f"wrote {store.directory}/results.json")
+
+
+def lines_along(args) -> None:
+    """--along: several studies as points of lines."""
+    from ternax import noise_axes, noise_lines, noise_lines_table
+    from ternax.checkpoint import whole
+
+    found = noise_lines.find(noise_axes.parse(args.along), args.combine, args.against)
+    records = noise_lines.records(found, args.command_line)
+    with open_store(args.output_dir, "robustness", records[0].config, "along") as store:
+        for record in records:
+            store.append(record)
+        print("\n".join(noise_lines_table.lines(found)))
+        picture = noise_lines_table.draw(found, store.directory / "along.png")
+        with whole.whole_file(str(store.directory / "along.md"), "--output_dir") as file:
+            file.write(noise_lines_table.page(found, args.command_line, picture).encode())
+    print(f"wrote {store.directory}/along.md, results.json{drawing.said(picture)}")
 
 
 def load(source: str, text, seed: int, mesh=None):

@@ -73,7 +73,7 @@ def run(config: ModelConfig, spec, corpus: data.Corpus, directory, **options) ->
     hooks = {name: options.pop(name) for name in ("ready", "watch") if name in options}
     job = training.TrainRun(config, spec, corpus, pathlib.Path(directory), **options)
     model, records = job.run(**hooks)
-    training.save_models(model, job.directory)
+    training.save_models(model, job.directory, job.trained_tokens)
     return records
 
 

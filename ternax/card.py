@@ -244,7 +244,7 @@ def _trained(card: Card, scheme: str, seed: int, bar):
                 done[0] = report.step
 
             model, records = job.run(watch=watch)
-        training.save_models(model, folder)
+        training.save_models(model, folder, job.trained_tokens)
         for record in records:
             store.append(record)
         store.finish()

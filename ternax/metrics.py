@@ -193,6 +193,20 @@ METRICS: dict[str, Metric] = {
     "rise_difference": Metric("bits/byte", "bits_per_byte_rise less the other arm's, seed by seed"),
     "rise_difference_low": Metric("bits/byte", "lower end of its 95 % interval over models"),
     "rise_difference_high": Metric("bits/byte", "upper end of that interval"),
+    # Lines through models along log2 of their size or training, and whether some are equal.
+    "tokens_per_parameter": Metric("", "trained_tokens over parameters"),
+    "level": Metric("", "the line at the models' mean place, in the unit of the samples"),
+    "level_low": Metric("", "lower end of its 95 % interval over models"),
+    "level_high": Metric("", "upper end of that interval"),
+    "slope": Metric("", "what the line gains for each doubling along the axis of the note"),
+    "slope_low": Metric("", "lower end of its 95 % interval over models"),
+    "slope_high": Metric("", "upper end of that interval"),
+    "deviation": Metric("", "standard deviation of models from the line"),
+    "lack_of_fit_p_value": Metric("", "chance of so bad a line, if it is one"),
+    "f_ratio": Metric("", "F of the models with and without a difference"),
+    "f_degrees": Metric("", "degrees of freedom of its numerator"),
+    "f_error_degrees": Metric("", "degrees of freedom of its denominator"),
+    "p_value": Metric("", "chance of so large an f_ratio where there is no difference"),
     "top5_agreement": Metric("fraction", "the clean model's likeliest token is among five"),
     "first_divergence_tokens": Metric(
         "tokens", "greedy decode before it first differs from the clean model's, mean of prompts"

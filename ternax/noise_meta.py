@@ -63,11 +63,8 @@ def combine(folders: Sequence[str], against: Sequence[str] = ()) -> list[Record]
     Raises:
       UsageError: folders without draws, of other texts or selections, or unlike in number.
     """
-    ours, theirs = [_draws(f) for f in folders], [_draws(f) for f in against]
-    if theirs and len(theirs) != len(ours):
-        raise UsageError(
-            f"--against: pairs need as many studies of each, found {len(ours)} and {len(theirs)}"
-        )
+    check_pairs(folders, against)
+    ours, theirs = [draws(read(f), f) for f in folders], [draws(read(f), f) for f in against]
     shared = [point for point in ours[0] if all(point in found for found in [*ours, *theirs])]
     if not shared:
         raise UsageError("--combine: the studies have no noise and strength in common")
@@ -77,18 +74,32 @@ def combine(folders: Sequence[str], against: Sequence[str] = ()) -> list[Record]
     ]
 
 
-def _draws(folder: str) -> dict[str, list[Record]]:
-    """ "bitflip at 0.01 on layers..*" -> its draws."""
+def check_pairs(folders: Sequence[str], against: Sequence[str]) -> None:
+    """UsageError where there are two arms, unlike in number."""
+    if against and len(against) != len(folders):
+        raise UsageError(
+            f"--against: pairs need as many studies of each, found {len(folders)} and "
+            f"{len(against)}"
+        )
+
+
+def read(folder: str) -> list[Record]:
+    """A study's records. UsageError where there are none."""
     path = pathlib.Path(folder) / "results.jsonl"
     if not path.is_file():
         raise UsageError(f"--combine: expected a study's folder, found no {path}")
+    return read_records(path)
+
+
+def draws(records: Sequence[Record], folder: str) -> dict[str, list[Record]]:
+    """ "bitflip at 0.01 on layers..*" -> its draws. UsageError where a study has none."""
     found: dict[str, list[Record]] = {}
-    for record in read_records(path):
+    for record in records:
         title, _, number = record.note.split(HOW, 1)[0].rpartition(", draw ")
         if record.phase == "evaluate" and number.isdigit() and ": " not in title:
             found.setdefault(title, []).append(record)
     if not found:
-        raise UsageError(f"--combine: {path} holds no draws of a study of noises")
+        raise UsageError(f"--combine: {folder} holds no draws of a study of noises")
     return found
 
 
@@ -99,24 +110,24 @@ def _together(point: str, ours: list[list[Record]], theirs: list[list[Record]]) 
         if any(not samples for samples, _ in texts):
             raise UsageError(f"--combine: {point} has draws that are not finite")
         raise UsageError(f"--combine: {point} was measured on other texts: {sorted(texts)}")
-    found = parts([np.array([r.samples for r in draws]) for draws in ours])
-    rises = [_mean(draws, "bits_per_byte_rise") for draws in ours]
+    errors = parts([np.array([r.samples for r in found]) for found in ours])
+    rises = [mean(found, "bits_per_byte_rise") for found in ours]
     metrics = {
         "noise_strength": ours[0][0].metrics["noise_strength"],
         "models": len(ours),
-        "bits_per_byte_clean": statistics.fmean(_clean(draws) for draws in ours),
+        "bits_per_byte_clean": statistics.fmean(clean(found) for found in ours),
         **named("bits_per_byte_rise", t_interval(rises)),
     }
     for name in ("noise", "text", "training"):
-        error = getattr(found, f"{name}_error")
+        error = getattr(errors, f"{name}_error")
         if error is not None:
             metrics[f"rise_{name}_error"] = error
     note = f"{point}: {len(ours)} studies together"
     if theirs:
-        others = [_mean(draws, "bits_per_byte_rise") for draws in theirs]
+        others = [mean(found, "bits_per_byte_rise") for found in theirs]
         metrics |= named("rise_difference", paired_difference(rises, others))
-        clean = [_clean(draws) for draws in ours], [_clean(draws) for draws in theirs]
-        metrics |= named("bits_per_byte_difference", paired_difference(*clean))
+        losses = [clean(found) for found in ours], [clean(found) for found in theirs]
+        metrics |= named("bits_per_byte_difference", paired_difference(*losses))
         note += f", less {len(theirs)} others, seed by seed"
     return dataclasses.replace(
         ours[0][0],
@@ -128,12 +139,13 @@ def _together(point: str, ours: list[list[Record]], theirs: list[list[Record]]) 
     )
 
 
-def _mean(draws: list[Record], name: str) -> float:
-    return statistics.fmean(record.metrics[name] for record in draws)
+def mean(found: list[Record], name: str) -> float:
+    return statistics.fmean(record.metrics[name] for record in found)
 
 
-def _clean(draws: list[Record]) -> float:
-    return _mean(draws, "bits_per_byte") - _mean(draws, "bits_per_byte_rise")
+def clean(found: list[Record]) -> float:
+    """Bits per byte without noise, of a point's draws."""
+    return mean(found, "bits_per_byte") - mean(found, "bits_per_byte_rise")
 
 
 def lines(records: list[Record]) -> list[str]:

@@ -33,6 +33,7 @@ class Study:
       controls: whether every point has its controls, see `noise_controls`.
       protect: share of the outputs' weights, the dearest, that are also kept clean; 0: none.
       text: the text in words.
+      trained_tokens: what the model was trained on; None where that is unknown.
       flags_text: what was asked for.
     """
 
@@ -47,6 +48,7 @@ class Study:
     controls: bool = False
     protect: float = 0.0
     text: str = ""
+    trained_tokens: int | None = None
     flags_text: str = ""
 
     def __post_init__(self):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ternax import robustness
+from ternax.anatomy import Shape
 from ternax.estimate import named, t_interval
 from ternax.noise import make_noise
 from ternax.noise.bits import PackedNoise
@@ -20,6 +21,8 @@ from ternax.targets import selected
 
 # Bits per byte that a model may lose: the strength where it does is the headline.
 LOSSES = {"005": 0.05, "020": 0.2}
+# What a noise's headline is called in its note.
+TOLERATED = "strengths tolerated"
 # What each projection is struck with alone, and how often at most.
 PROBE_SIGMA, PROBE_DRAWS = 0.3, 3
 # Seconds after programming that a refresh of analog cells is looked for in.
@@ -109,13 +112,13 @@ class Summary:
                 )
 
     def tolerance(self, spec: str, points: Sequence[Sequence[Record]]) -> Record:
-        """The strengths at which the loss has risen by each of LOSSES, draw by draw, and the area
-        under the share of unchanged top-1 over the logarithm of the strength.
+        """The strengths at which the loss has risen by each of LOSSES, draw by draw, the area under
+        the share of unchanged top-1 over the logarithm of the strength, and the model's size.
 
         points: at each strength of the sweep, its draws.
         """
         strengths, draws = self.study.sweeps[spec], self.study.draws
-        metrics: dict[str, float] = {"noise_draws": draws}
+        metrics: dict[str, float] = {"noise_draws": draws, **self._model()}
         for name, loss in LOSSES.items():
             found = [
                 crossing(strengths, [rises([at[draw]])[0] for at in points], loss)
@@ -134,7 +137,14 @@ class Summary:
                 for draw in range(draws)
             ]
             metrics |= named("top1_area", t_interval(areas))
-        return self.record(f"{spec} on {self.study.select}: strengths tolerated", metrics)
+        return self.record(f"{spec} on {self.study.select}: {TOLERATED}", metrics)
+
+    def _model(self) -> dict[str, float]:
+        """How large the model is, and what it was trained on where that is known."""
+        metrics: dict[str, float] = {"parameters": Shape.of(self.clean.model.config).parameters}
+        if self.study.trained_tokens is not None:
+            metrics["trained_tokens"] = self.study.trained_tokens
+        return metrics
 
     def budget(self, spec: str) -> Iterator[Record]:
         """Foreseen: how strong a noise the model may have for each loss, and each projection if

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 import ternax
 from ternax import cost, data, edit, engine, processes, watchdog
+from ternax.checkpoint import manifest
 from ternax.checkpoint.training import TrainCheckpoints
 from ternax.config import ModelConfig, config_from_dict
 from ternax.errors import (
@@ -113,6 +114,15 @@ class TrainRun:
         self._check_same()
         last = "model" if edit.packs(abstract_model(self.config, packed=False)) else "float"
         return (self.directory / last / "manifest.json").exists()
+
+    @property
+    def trained_tokens(self) -> int | None:
+        """Targets of the whole training, that of `start` too; None where nobody told those."""
+        if self.start is None:
+            return self.spec.tokens
+        known = manifest.is_saved_model(self.start)
+        before = manifest.read(self.start).trained_tokens if known else None
+        return None if before is None else before + self.spec.tokens
 
     def _trainer(self) -> Trainer:
         self._check_memory()
@@ -318,14 +328,15 @@ def final_state(directory: pathlib.Path) -> dict:
         return checkpoints.restore(spec.steps, like)[0]
 
 
-def save_models(model: Decoder, directory: pathlib.Path) -> None:
+def save_models(model: Decoder, directory: pathlib.Path, trained_tokens: int | None = None) -> None:
     """The float weights to directory/float, then, where it packs, the model to directory/model."""
     if not processes.is_first():
         return
     packs = edit.packs(model)
-    ternax.save(model, directory / "float")
+    ternax.save(model, directory / "float", trained_tokens=trained_tokens)
     if packs:
-        ternax.save(edit.pack_model(model), directory / "model")
+        packed = edit.pack_model(model)
+        ternax.save(packed, directory / "model", trained_tokens=trained_tokens)
 
 
 def check_corpus(config: ModelConfig, spec: TrainSpec, corpus: data.Corpus) -> None:

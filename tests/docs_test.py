@@ -1,5 +1,6 @@
 """What docs show is there: files behind links, commands that parse, the layers as they are."""
 
+import dataclasses
 import importlib
 import pathlib
 import re
@@ -9,6 +10,8 @@ import xml.etree.ElementTree
 
 import pytest
 
+from ternax.anatomy import Shape
+from ternax.configs.stdlib import STDLIB_BITNET
 from tests import structure_test
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -52,6 +55,14 @@ def test_a_command_of_the_gallery_or_the_book_parses(name, words):
 @pytest.mark.parametrize("words", SCRIPTS)
 def test_a_script_of_the_gallery_is_there_with_what_it_reads(words):
     assert [word for word in words.split() if not (ROOT / word).exists()] == []
+
+
+def test_sizes_of_the_loop_over_sizes_are_what_the_config_makes():
+    found = re.search(r"for size in ([\d: ]+); do", (ROOT / "docs" / "robustness.md").read_text())
+    for width, parameters in (map(int, size.split(":")) for size in found[1].split()):
+        changed = dict(hidden_size=width, intermediate_size=width, num_heads=width // 64)
+        shape = Shape.of(dataclasses.replace(STDLIB_BITNET, **changed))
+        assert shape.parameters == parameters
 
 
 def test_every_document_with_claims_has_a_chapter_of_the_book():

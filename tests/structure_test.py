@@ -26,7 +26,7 @@ LAYERS = (
         "ternax.roofline",
         "ternax.table",
     ),
-    ("ternax.roll_call", "ternax.sizes", "ternax.watchdog"),
+    ("ternax.regression", "ternax.roll_call", "ternax.sizes", "ternax.watchdog"),
     ("ternax.processes",),
     (
         "ternax.config",
@@ -83,6 +83,9 @@ LAYERS = (
     ("ternax.noise_forecast", "ternax.noise_point"),
     ("ternax.noise_controls", "ternax.noise_summary"),
     ("ternax.noise_meta", "ternax.noise_study"),
+    ("ternax.noise_axes",),
+    ("ternax.noise_lines",),
+    ("ternax.noise_lines_table",),
     ("ternax.dispatch", "ternax.harness", "ternax.workload"),
     ("ternax.ahead", "ternax.decode_metrics", "ternax.steps"),
     ("ternax.decoding", "ternax.speedtest", "ternax.turns"),

@@ -13,7 +13,9 @@ import time
 import numpy as np
 import pytest
 
+import ternax
 from ternax import crash, data, run_folder, training
+from ternax.checkpoint import manifest
 from ternax.configs import get_config
 from ternax.errors import BadModelFile, DoesNotFit, NumericCheckFailed, UsageError
 from ternax.train import TrainSpec
@@ -192,6 +194,18 @@ def test_training_goes_on_from_saved_floats(text, tmp_path):
     second.start = str(tmp_path / "first" / "float")
     found, _ = second.run()
     np.testing.assert_array_equal(found.layers.mlp.up.kernel[...], wanted)
+
+
+def test_a_saved_model_keeps_what_it_was_trained_on(text, tmp_path):
+    first, second = (run_of(text, tmp_path / name) for name in ("first", "second"))
+    training.save_models(first.run()[0], first.directory, first.trained_tokens)
+    stored = [manifest.read(first.directory / name) for name in ("model", "float")]
+    assert [found.trained_tokens for found in stored] == [4 * 2 * 16] * 2
+    second.start = str(first.directory / "float")
+    assert second.trained_tokens == 2 * 4 * 2 * 16
+    ternax.save(ternax.load(second.start, packed=False), second.start)  # by one who does not know
+    assert second.trained_tokens is None
+    assert "trained_tokens" not in (first.directory / "float" / "manifest.json").read_text()
 
 
 def test_a_vocabulary_too_small_is_refused(text, tmp_path):

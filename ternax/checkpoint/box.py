@@ -57,6 +57,11 @@ class Source:
             return self.stored.embed_dtype, self.stored.head_dtype
         return None, None
 
+    @property
+    def trained_tokens(self) -> int | None:
+        """What the weights were trained on, where their manifest tells."""
+        return self.stored.trained_tokens if isinstance(self.stored, Manifest) else None
+
     def tokenizer(self) -> Tokenizer:
         """What is stored with the weights; else a token a byte.
 

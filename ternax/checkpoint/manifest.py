@@ -37,6 +37,7 @@ class Manifest:
       layout: `kernels.packing.LAYOUT_VERSION` of the codes.
       embed_dtype, head_dtype: how packed tables are stored; "f32" in a float model.
       leaves: name -> Stored, names as "layers.0.mlp.up.codes".
+      trained_tokens: targets of all its training, repeats counted; None where nobody told.
     """
 
     config: ModelConfig
@@ -45,10 +46,13 @@ class Manifest:
     embed_dtype: str
     head_dtype: str
     leaves: dict[str, Stored]
+    trained_tokens: int | None = None
 
     def text(self) -> str:
         """The file's content."""
         content = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(self)
+        if self.trained_tokens is None:
+            del content["trained_tokens"]
         return json.dumps(content | {"sha256": _sha256(content)}, indent=1) + "\n"
 
     def check(

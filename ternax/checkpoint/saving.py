@@ -6,6 +6,7 @@
 Nothing in it names the machine, the user or a path.
 """
 
+import dataclasses
 import itertools
 import os
 import pathlib
@@ -28,13 +29,17 @@ from ternax.random_weights import abstract_model
 
 
 def save(
-    model: Decoder, path, *, beside: Callable[[pathlib.Path], None] = lambda directory: None
+    model: Decoder,
+    path,
+    *,
+    trained_tokens: int | None = None,
+    beside: Callable[[pathlib.Path], None] = lambda directory: None,
 ) -> None:
     """Writes a model, packed or of latent floats, as directory `path`.
 
     The directory appears when everything in it is on disk; a saved model that was there
-    stays whole until then, and is replaced. beside: adds files of its own to it, such as a
-    tokenizer, while it is a draft.
+    stays whole until then, and is replaced. trained_tokens: for the manifest. beside: adds files
+    of its own to it, such as a tokenizer, while it is a draft.
 
     Raises:
       UsageError: the model is not what its config makes, or holds what no load takes: code
@@ -47,7 +52,7 @@ def save(
             raise OutputError(f"{path} is there and no saved model: choose another path")
     described, arrays = _described(model)
     with whole_directory(path, "the model") as draft:
-        _write(draft, described, arrays)
+        _write(draft, dataclasses.replace(described, trained_tokens=trained_tokens), arrays)
         beside(draft)
 
 

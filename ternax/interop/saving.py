@@ -22,7 +22,12 @@ _BYTE_VOCABULARY = range(BYTES, 2 * BYTES)
 
 
 def save(
-    model: Decoder, path, format: str = "orbax", *, tokenizer: Tokenizer | None = None
+    model: Decoder,
+    path,
+    format: str = "orbax",
+    *,
+    tokenizer: Tokenizer | None = None,
+    trained_tokens: int | None = None,
 ) -> None:
     """Writes a model as `path`. What was there stays whole until the new one is.
 
@@ -32,6 +37,7 @@ def save(
         ternary matrices are TQ2_0, TQ1_0, I2_S ("gguf:I2_S,i2_s=arm" for other processors), F16,
         BF16, F32 or Q8_0.
       tokenizer: stored with it; None for bytes where the vocabulary is one of bytes, else none.
+      trained_tokens: what the model was trained on, which "orbax" alone keeps; None: unknown.
 
     A model on a mesh is saved by all processes of the run together: what is split is gathered on
     the host, and the first one writes.
@@ -43,17 +49,28 @@ def save(
     together = model.layout is not None
     model = whole_model(model)
     if not together or processes.is_first():
-        _save(model, pathlib.Path(path), format, tokenizer)
+        _save(model, pathlib.Path(path), format, tokenizer, trained_tokens)
     if together:
         processes.meet("saved")
 
 
-def _save(model: Decoder, path: pathlib.Path, format: str, tokenizer: Tokenizer | None) -> None:
+def _save(
+    model: Decoder,
+    path: pathlib.Path,
+    format: str,
+    tokenizer: Tokenizer | None,
+    trained_tokens: int | None,
+) -> None:
     tokenizer = tokenizer or _of_bytes(model.config)
     packed = is_packed(model)
     name, kind, options = check(model.config, path, format, tokenizer=tokenizer, packed=packed)
     if name == "orbax":
-        saving.save(model, path, beside=lambda draft: _store_tokenizer(tokenizer, draft))
+        saving.save(
+            model,
+            path,
+            trained_tokens=trained_tokens,
+            beside=lambda draft: _store_tokenizer(tokenizer, draft),
+        )
     elif name == "hf":
         with whole_directory(path, "the model") as draft:
             stop = tokenizer.stop if tokenizer else ()

@@ -9,6 +9,7 @@ from flax import nnx
 
 import ternax
 from ternax import cost, edit
+from ternax.checkpoint import manifest
 from ternax.experiments import convert
 from ternax.interop import gguf_file, safetensors_file
 from ternax.interop.gguf import GGUFModel
@@ -103,12 +104,13 @@ def test_floats_that_do_not_fit_are_refused_before_they_are_made(capsys, monkeyp
 def test_a_saved_float_model_is_converted_and_saved(tmp_path, capsys):
     """As it was trained: latent floats under its own scheme, packed as pack_model packs them."""
     model = ternax.load("tiny-bitnet", packed=False, layers=1)
-    ternax.save(model, tmp_path / "floats")
+    ternax.save(model, tmp_path / "floats", trained_tokens=4096)
     places = [f"--output={tmp_path / 'packed'}", f"--output_dir={tmp_path / 'out'}"]
     assert convert.main([f"--config={tmp_path / 'floats'}", *places]) == 0, capsys.readouterr().err
     found = nnx.state(ternax.load(tmp_path / "packed"))
     jax.tree.map(np.testing.assert_array_equal, found, nnx.state(edit.pack_model(model)))
     assert "saved floats" in capsys.readouterr().out
+    assert manifest.read(tmp_path / "packed").trained_tokens == 4096
 
 
 def test_a_file_of_floats_is_quantized_as_it_is_read(tmp_path, capsys):

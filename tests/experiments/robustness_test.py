@@ -4,6 +4,8 @@ import math
 
 import pytest
 
+from ternax import cost
+from ternax.configs.stdlib import STDLIB_BITNET
 from ternax.experiments import robustness
 from ternax.noise_summary import area, crossing, shape_error
 from ternax.record import read_records
@@ -42,6 +44,8 @@ def test_a_study_and_its_continuation(tmp_path, capsys):
         assert p["product_cosine_closed_form"] < 1
         assert "bits_per_byte_rise" not in p
     assert "tolerated_020" in measured[2].metrics
+    assert measured[2].metrics["parameters"] == cost.count_parameters(STDLIB_BITNET)[0]
+    assert "trained_tokens" not in measured[2].metrics  # its manifest does not tell
     assert "bitflip" in screen and "strength tolerated" in screen
     # More strengths and another noise: what is there is not measured again.
     more = [*FLAGS[:-1], "--strengths=0.01,0.03,0.1", "--noise=bitflip", "--noise=stuck"]
