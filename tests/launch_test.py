@@ -104,7 +104,7 @@ def test_what_cannot_be_launched(argv, why, capsys):
 
 
 @pytest.mark.parametrize(
-    "split", [["--mesh=tensor:2"], ["--mesh=data:2", "--batch=2", "--num_tokens=300"]]
+    "split", [["--mesh=tensor:2"], ["--mesh=data:2", "--batch=2", "--num_tokens=200"]]
 )
 def test_two_processes_decode_and_the_first_alone_writes(split, tmp_path, capfd):
     """The same tokens as two devices of one process. Of many tokens each call draws several, as
