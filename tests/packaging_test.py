@@ -8,8 +8,6 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 import ternax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
