@@ -69,6 +69,7 @@ MADE_OF_OTHERS = (
     "checkpoint/training_test.py::test_kill_9_leaves_the_latest_whole",
     "experiments/compare_test.py",
     "experiments/convert_test.py::test_every_weight_is_a_record_and_all_of_them_another",
+    "experiments/decode_stored_test.py::test_a_directory_is_decoded",
     "experiments/decode_stored_test.py::test_another_programs_model_is_decoded",
     "experiments/decode_stored_test.py::test_the_box_is_decoded_by_name",
     "experiments/decode_test.py::test_a_part_never_reads_as_the_model",
