@@ -1,4 +1,4 @@
-"""What all tests share: compiled programs, hypothesis, `--scheme` for the conformance suite."""
+"""What all tests share: compiled programs, hypothesis, options, the marker of tests/legs.py."""
 
 import os
 import pathlib
@@ -6,6 +6,8 @@ import tempfile
 
 import hypothesis
 import pytest
+
+from tests import legs
 
 # What several tests compile alike, here or in processes they start, is compiled once.
 _COMPILED = tempfile.TemporaryDirectory(prefix="ternax-compiled-")
@@ -47,3 +49,10 @@ def pytest_addoption(parser):
         metavar="package.module:Class",
         help="run the conformance suite of tests/quant over this scheme too",
     )
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if legs.in_one_leg(item.nodeid.removeprefix("tests/")):
+            item.add_marker(pytest.mark.one_leg)

@@ -8,8 +8,6 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 import ternax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -91,23 +89,28 @@ def test_kernels_is_a_namespace_folder():
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-# Imports sys.argv[1:], each a module or a package with all its modules, and prints every
-# file that sys.modules then holds under more than one name.
+# For each of sys.argv[1:], names of modules and packages joined by commas, imports them and
+# all modules of the packages, and prints every file that sys.modules then holds under more
+# than one name. Then it forgets them, so that each argument begins as a process would.
 LOADED_TWICE = """
 import collections, importlib, os, pkgutil, sys
-for name in sys.argv[1:]:
-    module = importlib.import_module(name)
-    # ternax's second path entry is the checkout itself, whose folders are listed by name.
-    for info in pkgutil.iter_modules(list(getattr(module, "__path__", ()))[:1]):
-        importlib.import_module(f"{name}.{info.name}")
-names = collections.defaultdict(set)
-for name, module in list(sys.modules.items()):
-    if getattr(module, "__file__", None):
-        names[os.path.realpath(module.__file__)].add(name)
 root = os.path.join(os.getcwd(), "")
-for file, found in sorted(names.items()):
-    if file.startswith(root) and len(found) > 1:
-        print(file, *sorted(found))
+for names in sys.argv[1:]:
+    for name in names.split(","):
+        module = importlib.import_module(name)
+        # ternax's second path entry is the checkout itself, whose folders are listed by name.
+        for info in pkgutil.iter_modules(list(getattr(module, "__path__", ()))[:1]):
+            importlib.import_module(f"{name}.{info.name}")
+    ours = collections.defaultdict(set)
+    for name, module in list(sys.modules.items()):
+        if (file := getattr(module, "__file__", None)) and os.path.realpath(file).startswith(root):
+            ours[os.path.realpath(file)].add(name)
+    for file, found in sorted(ours.items()):
+        if len(found) > 1:
+            print(file, *sorted(found))
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("ternax", "experiments", "kernels", "configs"):
+            del sys.modules[name]
 """
 
 
@@ -126,12 +129,11 @@ def loaded_twice(*names: str) -> str:
 
 def test_no_library_module_has_two_names():
     # Experiments are programs, each alone in its process: the test below.
-    assert loaded_twice(*[p for p in PACKAGES if p != "ternax.experiments"]) == ""
+    assert loaded_twice(",".join(p for p in PACKAGES if p != "ternax.experiments")) == ""
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_no_module_of_an_experiment_has_two_names(name):
-    assert loaded_twice(f"experiments.{name}") == ""
+def test_no_module_of_an_experiment_has_two_names():
+    assert loaded_twice(*(f"experiments.{name}" for name in EXPERIMENTS)) == ""
 
 
 def test_files_name_no_path_of_one_machine():

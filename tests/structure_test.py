@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests import legs
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Bottom first. A line may import from lines above it; entries of one line do not import
@@ -292,6 +294,51 @@ def test_import_is_light(names):
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+# --- Legs of CI ----------------------------------------------------------------------------
+
+TESTS = {path.relative_to(ROOT / "tests"): path for path in (ROOT / "tests").rglob("*_test.py")}
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
+
+
+def test_every_entry_of_legs_names_a_test():
+    """Cases aside, which pytest alone knows: an entry without one leaves its test in both legs."""
+    tests = [
+        f"{name}::{node.name}"
+        for name, path in TESTS.items()
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    entries = [entry.partition("[")[0] for entry in legs.LISTED]
+    assert [e for e in entries if not any(legs.names(e, test) for test in tests)] == []
+
+
+def test_what_has_nothing_of_jax_imports_none():
+    wrong = [
+        str(name)
+        for name, path in TESTS.items()
+        if any(legs.names(entry, f"{name}::") for entry in legs.NOTHING_OF_JAX)
+        and {found.partition(".")[0] for _, found in imports("", path.read_text(), ())} & JAX
+    ]
+    assert wrong == [], "these need both legs: take them out of NOTHING_OF_JAX in tests/legs.py"
+
+
+def test_both_legs_reach_all_that_uses_jax():
+    """Every module that imports JAX or what stands on it is imported by a test of both legs."""
+    uses = {
+        module: {name for _, name in imports(module, source, FILES)}
+        for module, source in SOURCES.items()
+    }
+    reached, new = set(), set()
+    for name, path in TESTS.items():
+        if not legs.in_one_leg(f"{name}::"):
+            new |= {found for _, found in imports("", path.read_text(), FILES)}
+    while new:
+        reached |= new
+        new = {found for module in new for found in uses.get(module, ())} - reached
+    on_jax = {m for m, names in uses.items() if JAX & {name.partition(".")[0] for name in names}}
+    assert sorted(on_jax - reached) == []
+
+
 # --- The checks themselves can fail --------------------------------------------------------
 
 MODULES = {
@@ -372,3 +419,24 @@ def test_right_direction_is_let_through(module, source):
 )
 def test_what_is_banned(source, count):
     assert len(banned(source)) == count
+
+
+@pytest.mark.parametrize(
+    "entry, test, named",
+    [
+        ("audit", "audit/judge_test.py::test_a", True),
+        ("book_test.py", "book_test.py::test_a[x]", True),
+        ("book_test.py", "book_test.py::", True),
+        ("book_test.py", "audit/book_test.py::test_a", False),
+        ("book_test.py::test_a", "book_test.py::test_a[x::y[0]]", True),
+        ("book_test.py::test_a", "book_test.py::test_ab", False),
+        ("book_test.py::test_a", "book_test.py::", False),
+        ("book_test.py::test_*[x*]", "book_test.py::test_a[xy]", True),
+        ("book_test.py::test_*[x*]", "book_test.py::test_a[y]", False),
+        ("book_test.py::test_a[[!x]*]", "book_test.py::test_a[yx]", True),
+        ("book_test.py::test_a[[!x]*]", "book_test.py::test_a[xy]", False),
+        ("book_test.py::test_a[x]", "book_test.py::test_a", False),
+    ],
+)
+def test_what_an_entry_of_legs_names(entry, test, named):
+    assert legs.names(entry, test) == named
