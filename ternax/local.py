@@ -46,7 +46,6 @@ class Local:
             layers=model.config.num_layers,
             seed=seed,
         )
-        self._gb_per_s: float | None = None
 
     def prompt(self, workload: Workload) -> list[int]:
         """Token ids: the text's, or random ones."""
@@ -73,9 +72,8 @@ class Local:
         return replies
 
     def bound_tokens_per_s(self, workload: Workload, concurrency: int) -> float | None:
-        """By the memory's read rate, measured once, halfway through the answer."""
-        if self._gb_per_s is None:
-            self._gb_per_s = measure.read_bandwidth(seconds=0.5, device=jax.devices()[0]).median
+        """By the memory's read rate just now, halfway through the answer."""
+        gb_per_s = measure.read_bandwidth(seconds=0.5, device=jax.devices()[0]).median
         embed, head = self._tables
         context = len(self.prompt(workload)) + workload.max_tokens
         plan = cost.plan(
@@ -85,4 +83,4 @@ class Local:
             embed_dtype=embed,
             head_dtype=head,
         )
-        return plan.bound_tokens_per_s(self._gb_per_s, context - workload.max_tokens / 2)
+        return plan.bound_tokens_per_s(gb_per_s, context - workload.max_tokens / 2)
