@@ -119,7 +119,7 @@ def _said(rows: list[book.Row]) -> list[str]:
         row, worst = max(memory, key=lambda pair: abs(pair[1]))
         half = statistics.median(abs(error) for _, error in memory)
         lines.append(
-            f"memory   planned within {100 * half:.1f} % of half of {len(memory)} measured peaks; "
+            f"memory   half of {len(memory)} measured peaks planned within {100 * half:.1f} %; "
             f"worst {100 * worst:+.1f} %, {row.place}"
         )
     if rates:

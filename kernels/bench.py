@@ -179,7 +179,7 @@ def _products(backend, x, w: Packed) -> jax.Array:
 
 
 def reader(data: jax.Array):
-    """() -> gigabytes per second of reading `data`, on all processors or the accelerator.
+    """(() -> gigabytes per second of reading `data`, on all processors or the accelerator; how).
 
     As often behind one another as products go over it, and for the same reason.
     """
@@ -189,13 +189,15 @@ def reader(data: jax.Array):
 
         def run():
             jax.block_until_ready([read(data) for _ in range(_PASSES)])
+
+        method = "max of uint32"
     else:
         affinity = getattr(os, "sched_getaffinity", None)
         threads = len(affinity(0)) if affinity else os.cpu_count() or 1
         words = np.asarray(data).reshape(-1)
         words = words[: words.size // (8 * threads) * 8 * threads].view(np.uint64)
         parts = words.reshape(threads, -1)
-        one, _ = reading.reader()
+        one, method = reading.reader()
         pool = concurrent.futures.ThreadPoolExecutor(threads)
 
         def run():
@@ -206,7 +208,7 @@ def reader(data: jax.Array):
         run()
         return _PASSES * data.nbytes / (time.perf_counter() - start) / 1e9
 
-    return rate
+    return rate, method
 
 
 def repacked(backend: str, w: Packed) -> Packed:
@@ -242,7 +244,7 @@ def measure(backends, shape, batches, seconds: float):
     data = _fill(zeros(stack_shape(k_size, n, format), jnp.uint8), format)
     layers = data.shape[0]
     w = Packed(data, jnp.ones((layers, 1, 1, 1), jnp.float32), None, format, shape=(k_size, n))
-    read = reader(data)
+    read, read_by = reader(data)
     own = {backend: repacked(backend, w) for backend in backends}
     rows = {}
     for batch in batches:
@@ -273,6 +275,7 @@ def measure(backends, shape, batches, seconds: float):
             "packed_gb_per_s": round(packed, 3),
             "read_gb_per_s": round(rate, 3),
             "share_of_read": round(packed / rate, 4),
+            "read_by": read_by,
             "samples_ms": [round(sample, 5) for sample in samples[backend, batch]],
             "device": jax.devices()[0].device_kind,
             "jax": jax.__version__,

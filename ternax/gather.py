@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from ternax.errors import UsageError
 from ternax.models import Decoder
 from ternax.nn.linear import PackedLinear
 from ternax.nn.read_noise import NoisyLinear
@@ -60,6 +61,11 @@ def whole_model(model: Decoder) -> Decoder:
     places: dict[tuple, Any] = dict(nnx.iter_modules(whole))
     for path, place in places.items():
         node = nodes[path]
+        if isinstance(node, NoisyLinear):
+            raise UsageError(
+                f"{'.'.join(map(str, path))} is read with noise, which no stored model has: save "
+                "the model it was made from"
+            )
         if isinstance(node, PackedLinear | PackedTable):
             rows = rows_of(layout, str(path[-1]), node)
             place.data.set_value(whole_leaf(node.data.get_value(), rows, -2))

@@ -12,7 +12,8 @@ import numpy as np
 
 from ternax.estimate import t_quantile
 
-# Chance that a run within noise is found outside of it, all comparisons together.
+# Chance that a run within noise is found outside of it, all comparisons together, were the
+# losses of its steps independent.
 FALSE_ALARM = 0.01
 
 
@@ -43,14 +44,14 @@ def band_of(losses: np.ndarray, gradient_norms: np.ndarray, stretch: int, compar
 
     The standard deviation about each step's mean, over its gradient norm, is pooled over stretches
     of steps, in which it is taken as one; of w steps and n runs it has w (n - 1) degrees of
-    freedom.
+    freedom, were steps independent. A drift of the weights lasts, so that false alarms are more.
 
     Args:
       losses: f64 [n, S] of n >= 2 undisturbed runs, nats a token.
       gradient_norms: f64 [n, S]; a step's is the mean of its runs'.
       stretch: steps that share a standard deviation.
       comparisons: losses that will be held against it; together they exceed it by chance with
-        probability FALSE_ALARM at most (Bonferroni).
+        probability FALSE_ALARM at most (Bonferroni), if they are independent.
     """
     runs, steps = losses.shape
     if runs < 2:

@@ -80,7 +80,7 @@ METRICS: dict[str, Metric] = {
     "step_time_ratio_high": Metric("", "upper end of the median's 95 % interval"),
     "kills": Metric("count", "runs killed with SIGKILL at a random moment and then resumed"),
     "identical_count": Metric("count", "of them ended as the run that was not, to the bit"),
-    "within_noise_count": Metric("count", "of them went on on another mesh but for noise"),
+    "within_noise_count": Metric("count", "of them ended within noise on another mesh"),
     "noise_reach_nats": Metric("nats/token", "farthest that noise reaches from the mean loss"),
     "handover_nats": Metric("nats/token", "most that a first loss on another mesh was off"),
     # Over training seeds.

@@ -73,7 +73,7 @@ class Remote:
             text = workload.text
             if text is None:
                 text = filler(self._words[wanted], number)
-            return self.endpoint.complete(f"{number}. {text}", workload.max_tokens)
+            return self.endpoint.complete(f"{number:06d}. {text}", workload.max_tokens)
 
         with concurrent.futures.ThreadPoolExecutor(concurrency) as pool:
             try:
@@ -90,7 +90,7 @@ class Remote:
         """
         words, counted = min(wanted, _PROBE_WORDS), {}
         for number in range(first + _NUMBERS_A_POINT - _PROBES, first + _NUMBERS_A_POINT):
-            reply = self.endpoint.complete(f"{number}. {filler(words, number)}", 1)
+            reply = self.endpoint.complete(f"{number:06d}. {filler(words, number)}", 1)
             if not reply.prompt_tokens:
                 break
             counted[words] = reply.prompt_tokens
@@ -158,7 +158,8 @@ def _point(
     metrics = summary(warm, concurrency)
     errors = dict.fromkeys(reply.error for reply in warm if reply.error)
     answered = [reply for reply in cold if not reply.error]
-    if answered:
+    # A server whose tokenizer was tried with prompts of this length is not cold any more.
+    if answered and (target.here or workload.text is not None):
         metrics["cold_ttft_ms"] = 1e3 * max(reply.ttft_s for reply in answered)
     good = [reply for reply in warm if not reply.error]
     notes = [f"failed: {error}" for error in errors]

@@ -48,10 +48,12 @@ def save(
     """
     together = model.layout is not None
     model = whole_model(model)
-    if not together or processes.is_first():
-        _save(model, pathlib.Path(path), format, tokenizer, trained_tokens)
-    if together:
-        processes.meet("saved")
+    try:
+        if not together or processes.is_first():
+            _save(model, pathlib.Path(path), format, tokenizer, trained_tokens)
+    finally:  # the others wait, also for one that could not write
+        if together:
+            processes.meet("saved")
 
 
 def _save(
