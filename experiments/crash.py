@@ -34,8 +34,9 @@ SAME = (
 MOVED = (
     "samples are the steps done when each run was killed; compared are data and learning rates of "
     "every step, to the bit, all up to the checkpoint, to the bit, and losses behind it with the "
-    "prediction interval of one more run (Student's t, {alarm:g} false alarms in all, "
-    "were steps independent) about undisturbed runs, one a mesh, spread over gradient norm pooled over {stretch} steps; "
+    "prediction interval of one more run (Student's t, {alarm:g} false alarms in all, were steps "
+    "independent) about undisturbed runs, one a mesh, spread over gradient norm pooled over "
+    "{stretch} steps; "
 )
 ENDS = {
     False: "ended as the one that was not killed, to the bit",
