@@ -186,7 +186,11 @@ def chat(args) -> None:
         top_p=args.top_p,
         seed=args.seed,
     )
-    kind = "its chat template" if tokenizer.template else "no chat template: plain text"
+    kind = (
+        "its chat template"
+        if tokenizer.template
+        else "no chat template: lines of user: and assistant:"
+    )
     print(row("ternax", f"chat with {args.source.name}, {kind}; an empty line ends it"), flush=True)
     device = measure.device_name(first_device())
     if model.layout is not None:

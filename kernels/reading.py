@@ -19,7 +19,7 @@ def reader() -> tuple[Callable[[np.ndarray], int], str]:
     """
     try:
         loaded = ctypes.CDLL(str(build.build((), ("read.cc",), "the memory reader")))
-    except (build.BuildError, OSError):
+    except (build.BuildError, ImportError, OSError):
         return lambda words: int(np.add.reduce(words)), "numpy sum of uint64"
     call = loaded.ternax_read
     call.argtypes, call.restype = (ctypes.c_void_p, ctypes.c_int64), ctypes.c_uint64

@@ -18,8 +18,6 @@ import subprocess
 import sys
 import tempfile
 
-import jax
-
 _HERE = pathlib.Path(__file__).resolve().parent
 _HEADERS = (
     "memory",
@@ -71,6 +69,13 @@ def _cache_key(cxx: str, flags: tuple[str, ...], sources: tuple[str, ...]) -> st
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+def _headers() -> tuple[str, str]:
+    """Flags for XLA's. Other libraries need none, and are built where jax cannot be imported."""
+    import jax
+
+    return "-isystem", jax.ffi.include_dir()
+
+
 @contextlib.contextmanager
 def _one_at_a_time(path: pathlib.Path):
     """Waits for whoever else is inside: processes that start together compile once."""
@@ -118,8 +123,7 @@ def build(
             command = [
                 cxx,
                 *flags,
-                "-isystem",
-                jax.ffi.include_dir(),
+                *(_headers() if sources == _SOURCES else ()),
                 str(_HERE / sources[0]),
                 "-o",
                 str(draft),
@@ -145,6 +149,8 @@ def library() -> "ctypes.CDLL":
     except OSError as error:
         raise BuildError(f"cannot load the built library: {error}") from error
     loaded.ternax_isa_name.restype = ctypes.c_char_p
+    import jax
+
     for name in TARGETS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
     return loaded

@@ -58,7 +58,9 @@ def test_the_command(model, tmp_path, capsys, monkeypatch):
     arguments = [f"--config={tmp_path / 'm.gguf'}", "--max_tokens=4", "--system=be brief"]
     assert chat.main([*arguments, f"--output_dir={tmp_path / 'out'}"]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
-    assert "no chat template: plain text; an empty line ends it" in " ".join(out.split())
+    assert "no chat template: lines of user: and assistant:; an empty line ends it" in " ".join(
+        out.split()
+    )
     records = read_records(tmp_path / "out" / "results.jsonl")
     assert [record.phase for record in records] == ["decode", "decode"]
     assert all(record.metrics["generated_tokens"] <= 4 for record in records)

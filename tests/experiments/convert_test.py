@@ -188,7 +188,11 @@ def tensors(path) -> dict:
         (["--output=m", "--format=hf,convention=x"], 2, "hf: expected one of autobitlinear"),
         (["--output=m", "--format=hf", "--scheme=twn,granularity=row"], 2, "scales that differ"),
         (["--output=m", "--format=hf", "--scheme=int8"], 2, "no form of int8"),
-        (["--output=m", "--format=gguf:I2_S", "--scheme=ls,granularity=row"], 2, "I2_S holds one"),
+        (
+            ["--output=m", "--format=gguf:I2_S", "--scheme=ls,granularity=row"],
+            2,
+            "which I2_S cannot hold",
+        ),
         (["--output=m", "--format=gguf:F16", "--scheme=ptqtp"], 2, "two trit-planes"),
         (["--output=m", "--format=gguf:TQ2_0", "--scheme=ls"], 2, "TQ2_0 cannot hold: its rows"),
         (["--output=.", "--format=gguf:F16"], 6, "is there and no saved model"),
