@@ -73,7 +73,7 @@ def accumulate(
     layers, planes = data.shape[:2]
     along_n, along_k = tiles.grid(shape)
     units = planes * along_n * along_k
-    ordered = tiles.activation_order(x)
+    ordered = tiles.padded(x)
     sums = jnp.pad(tiles.offsets(x), (0, ordered.shape[0] - x.shape[0]))
     start = jnp.broadcast_to(sums, (planes * along_n * tiles.ROWS, sums.size))
     if interpret:
@@ -200,9 +200,9 @@ def _operand(data, half, interpret):
     if not interpret:
         layout = plgpu.Layout.WG_STRIDED(PART, vec_size=16)
         return _as_operand(layout, *(plgpu.load(data.at[rows], layout=layout) for rows in at))
-    units = jnp.stack([data[rows] for rows in at]).reshape(2, 2, 4, 8, 4, 4, 4)  # c h w g q i b
+    bytes_ = jnp.stack([data[rows] for rows in at]).reshape(2, 2, 4, 8, 4, 4, 4)  # c h w g q i b
     return lax.bitcast_convert_type(
-        units.transpose(2, 1, 3, 0, 5, 4, 6).reshape(_OPERAND), jnp.int8
+        bytes_.transpose(2, 1, 3, 0, 5, 4, 6).reshape(_OPERAND), jnp.int8
     )
 
 

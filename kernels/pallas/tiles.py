@@ -1,24 +1,28 @@
-"""The order in which GPU kernels read trits: canonical 16-byte units, cut into tiles.
+"""The order in which GPU kernels read trits: tiles of four slices of k, one at each bit position.
 
 A tile is 128 rows of W by 512 k, 16 KiB that lie together, so a kernel's reads are linear.
-Within it the units stand as tensor cores want them: the 32-bit words that a thread of a
+Within it bytes stand as tensor cores want them: the 32-bit words that a thread of a
 warpgroup loads, 16 bytes at a time and each from its own bank, are registers of wgmma's
 operand once masked to one bit position p. In the order of storage:
 
     half of the tile's rows       s = 0, 1      row 64 s + 16 w + 8 h + g
-    unit column, high part        c = 0, 1      canonical bytes 64 c + 16 q of the row's 128
+    half of a slice               c = 0, 1
     rows 8 apart                  h = 0, 1
     warp, row within 8, column    w, g = 0 .. 7, q = 0 .. 3: the 128 threads
-    word of the unit, byte of it  i, b = 0 .. 3: k = 512 tile + 64 (4 c + q) + 16 i + 4 p + b
+    word of the load, byte of it  i, b = 0 .. 3
 
-Position p of a half tile is a matrix [64, 128] of codes in place, 4^p * code, whose column
-64 c + 16 i + 4 q + b meets the activation of that k: `activation_order` puts activations so.
-At p = 3 the code's upper bit is the sign of an int8. It is stored inverted, so that the
-position reads 64 * (code - 2): a mask is all that a kernel does to a weight.
+    at bits 2 p of that byte: the code of k = 512 tile + 128 p + 64 c + 16 i + 4 q + b
+
+Position p of a half tile is a matrix [64, 128] of codes in place, 4^p * code, of the
+contiguous k = 512 tile + 128 p + column: activations meet it as they are. At p = 3 the code's
+upper bit is the sign of an int8. It is stored inverted, so that the position reads
+64 * (code - 2): a mask is all that a kernel does to a weight.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +30,15 @@ import jax.numpy as jnp
 from ..packing import CANONICAL, Packed
 
 # Stored with the weights; another order of bytes gets another tag.
-LAYOUT = "tiles-128x512-1"
+LAYOUT = "tiles-128x512-2"
 ROWS, TILE_K = 128, 512
 HALF = 64
+SLICE = 128
 TILE_BYTES = ROWS * TILE_K // 4
 _SIGN = 0x80
-# (half, warp, h, g) of a row of the tile, then tile, c, q and byte within a canonical row.
-_SPLIT_ROWS, _SPLIT_BYTES = (2, 4, 2, 8), (2, 4, 16)
+# (half, warp, h, g) of a row of the tile; (p, c, i, b) of a byte within its canonical row.
+_SPLIT_ROWS, _SPLIT_BYTES = (2, 4, 2, 8), (4, 2, 4, 4)
+_POSITIONS = 4
 
 
 def grid(shape: tuple[int, int]) -> tuple[int, int]:
@@ -56,8 +62,11 @@ def repack(w: Packed) -> Packed:
     *lead, n, row = w.data.shape
     along_n, along_k = grid(w.shape)
     pad = [(0, 0)] * len(lead) + [(0, along_n * ROWS - n), (0, along_k * ROWS - row)]
-    units = jnp.pad(w.data, pad).reshape(*lead, along_n, *_SPLIT_ROWS, along_k, *_SPLIT_BYTES)
-    tiles = _move(units, len(lead), (0, 5, 1, 6, 3, 2, 4, 7, 8))
+    bytes_ = jnp.pad(w.data, pad).reshape(*lead, along_n, *_SPLIT_ROWS, along_k, *_SPLIT_BYTES)
+    # n s w h g k p c i b -> p, n k s c h w g i b, whose codes then change places with q.
+    slices = _move(bytes_, len(lead), (6, 0, 5, 1, 7, 3, 2, 4, 8, 9))
+    slices = jnp.moveaxis(slices, len(lead), 0)
+    tiles = jnp.stack(_exchanged(slices), axis=-3)  # ... g q i b
     data = (tiles ^ jnp.uint8(_SIGN)).reshape(*lead, *data_shape(w.shape))
     return dataclasses.replace(w, data=data, layout=LAYOUT)
 
@@ -67,20 +76,29 @@ def canonical(w: Packed) -> Packed:
     _expect(w, LAYOUT)
     lead = w.data.shape[:-2]
     along_n, along_k = grid(w.shape)
-    tiles = w.data.reshape(*lead, along_n, along_k, 2, 2, 2, 4, 8, 4, 16) ^ jnp.uint8(_SIGN)
-    rows = _move(tiles, len(lead), (0, 2, 5, 4, 6, 1, 3, 7, 8))
+    tiles = w.data.reshape(*lead, along_n, along_k, 2, 2, 2, 4, 8, 4, 4, 4) ^ jnp.uint8(_SIGN)
+    columns = jnp.moveaxis(tiles, -3, 0)  # q, n k s c h w g i b
+    slices = jnp.stack(_exchanged(columns), axis=len(lead))  # p, n k s c h w g i b
+    rows = _move(slices, len(lead), (1, 3, 6, 5, 7, 2, 0, 4, 8, 9))
     rows = rows.reshape(*lead, along_n * ROWS, along_k * ROWS)
     data = rows[..., : w.shape[1], : math.ceil(w.shape[0] / 16) * 4]
     return dataclasses.replace(w, data=data, layout=CANONICAL)
 
 
-def activation_order(x: jax.Array) -> jax.Array:
-    """Activations as tiles meet them. x: int8 [R, K] -> int8 [ceil8(R), ceil512(K)], 0 beyond."""
-    rows, k_size = x.shape
-    along_k = math.ceil(k_size / TILE_K)
-    x = jnp.pad(x, ((0, -rows % 8), (0, along_k * TILE_K - k_size)))
-    x = x.reshape(-1, along_k, 2, 4, 4, 4, 4)  # c q i p b
-    return x.transpose(0, 1, 5, 2, 4, 3, 6).reshape(-1, along_k * TILE_K)
+def _exchanged(bytes_: jax.Array) -> list[jax.Array]:
+    """Four bytes of four codes each, transposed: code j of byte i becomes code i of byte j."""
+    return [
+        functools.reduce(
+            operator.or_,
+            (((bytes_[i] >> (2 * j)) & 3) << (2 * i) for i in range(_POSITIONS)),
+        )
+        for j in range(_POSITIONS)
+    ]
+
+
+def padded(x: jax.Array) -> jax.Array:
+    """Activations over whole tiles. x: int8 [R, K] -> int8 [ceil8(R), ceil512(K)], 0 beyond."""
+    return jnp.pad(x, ((0, -x.shape[0] % 8), (0, -x.shape[1] % TILE_K)))
 
 
 def offsets(x: jax.Array) -> jax.Array:
@@ -88,7 +106,7 @@ def offsets(x: jax.Array) -> jax.Array:
 
     Tiles read trit + 1 at positions 0 to 2 and trit - 1 at position 3.
     """
-    last = (jnp.arange(x.shape[1]) // 4) % 4 == 3
+    last = (jnp.arange(x.shape[1]) // SLICE) % _POSITIONS == _POSITIONS - 1
     x = x.astype(jnp.int32)
     return jnp.where(last, x, -x).sum(-1)
 

@@ -7,7 +7,7 @@ import pytest
 from ternax.kernels import packing
 from ternax.kernels.packing import Packed
 from ternax.kernels.pallas import tiles
-from ternax.kernels.pallas.tiles import HALF, ROWS, TILE_BYTES, TILE_K
+from ternax.kernels.pallas.tiles import HALF, ROWS, SLICE, TILE_BYTES, TILE_K
 
 SHAPES = [(512, 128), (1, 1), (16, 129), (513, 127), (1300, 333)]
 
@@ -35,18 +35,20 @@ def test_canonical_is_the_inverse_of_repack(shape):
 
 def test_a_byte_of_a_tile_is_where_the_description_says():
     shape = (2 * TILE_K, ROWS + 5)
-    rows = np.asarray(packed(trits((1, *shape))).data)[0]
-    data = np.asarray(tiles.repack(packed(trits((1, *shape)))).data)[0].reshape(2, 2, TILE_BYTES)
+    values = trits((1, *shape))
+    data = np.asarray(tiles.repack(packed(values)).data)[0].reshape(2, 2, TILE_BYTES)
     places = np.ndindex(2, 2, 2, 4, 8, 4, 4, 4)
     for offset, (s, c, h, warp, g, q, i, b) in enumerate(places):
-        row, byte = HALF * s + 16 * warp + 8 * h + g, 64 * c + 16 * q + 4 * i + b
-        assert data[0, 1, offset] == rows[row, 128 + byte] ^ 0x80
+        row, first = HALF * s + 16 * warp + 8 * h + g, 64 * c + 16 * i + 4 * q + b
+        codes = values[0, TILE_K + first :: SLICE, row].tolist()
+        assert data[0, 1, offset] == sum(v + 1 << 2 * p for p, v in enumerate(codes)) ^ 0x80
         if row < 5:
-            assert data[1, 0, offset] == rows[ROWS + row, byte] ^ 0x80
+            codes = values[0, first:TILE_K:SLICE, ROWS + row].tolist()
+            assert data[1, 0, offset] == sum(v + 1 << 2 * p for p, v in enumerate(codes)) ^ 0x80
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_positions_times_ordered_activations_are_the_product(shape):
+def test_positions_times_activations_are_the_product(shape):
     """What the kernel does, on numpy integers: mask in place, multiply, shift, add offsets."""
     values = trits((1, *shape))
     x = np.random.default_rng(1).integers(-128, 128, (3, shape[0])).astype(np.int8)
@@ -55,13 +57,13 @@ def test_positions_times_ordered_activations_are_the_product(shape):
         along_n, along_k, 2, 2, 2, 4, 8, 4, 4, 4
     )  # n k s c h w g q i b
     operand = units.transpose(0, 2, 5, 4, 6, 1, 3, 8, 7, 9).reshape(along_n * ROWS, along_k, 128)
-    ordered = np.asarray(tiles.activation_order(jnp.asarray(x))).astype(np.int64)
-    ordered = ordered.reshape(-1, along_k, 4, 128)
-    assert ordered.shape[0] == 8 and not ordered[3:].any()
+    wide = np.asarray(tiles.padded(jnp.asarray(x))).astype(np.int64)
+    wide = wide.reshape(-1, along_k, 4, SLICE)
+    assert wide.shape[0] == 8 and not wide[3:].any()
     total = 0
     for p in range(4):
         codes = (operand & np.uint8(3 << (2 * p))).view(np.int8).astype(np.int64)
-        total = total + (np.einsum("rkc,nkc->rn", ordered[:, :, p], codes) >> (2 * p))
+        total = total + (np.einsum("rkc,nkc->rn", wide[:, :, p], codes) >> (2 * p))
     found = total[:3, : shape[1]] + np.asarray(tiles.offsets(jnp.asarray(x)))[:, None]
     np.testing.assert_array_equal(found, x.astype(np.int64) @ values[0].astype(np.int64))
 
