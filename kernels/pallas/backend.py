@@ -115,3 +115,21 @@ def run(
         return sums[:, 0]
     share = reference.combine(digits, x_scale, w, layer)
     return functools.reduce(jnp.add, (share(sums[:, p], p, 0, 0) for p in range(w.num_planes)))
+
+
+def why_not_attend(qkv, k) -> str | None:
+    """None where `attend` takes these arguments, in a program that this backend runs."""
+    from . import attention, attention_self_test
+
+    reason = attention.why_not(qkv, k)
+    if reason is None and target.current().present and attention_self_test.failed():
+        return "its self-test failed"
+    return reason
+
+
+def attend(qkv, rope, k, v, k_scale, v_scale, start, length, layer):
+    """One token a row, as `kernels.attention.step_attention` has it, by `attention.step`."""
+    from . import attention
+
+    config = attention.heuristic(target.current().core_count, k)
+    return attention.step(qkv, rope, k, v, k_scale, v_scale, start, length, layer, config)
