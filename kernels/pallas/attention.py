@@ -118,7 +118,7 @@ def step(
     k_new, v_new, *scales = (jax.freeze(ref) for ref in refs)
     if k.dtype == jnp.uint16:
         k_new, v_new = (lax.bitcast_convert_type(x, jnp.uint16) for x in (k_new, v_new))
-    scales = [x.reshape(k.shape[:-1]) for x in scales] or (None, None)
+    scales = [x.reshape(k.shape[:-1]) for x in scales] or [None, None]
     return (
         out.reshape(batch, 1, heads, width),
         *(x.reshape(k.shape) for x in (k_new, v_new)),

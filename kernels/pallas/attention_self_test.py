@@ -51,17 +51,16 @@ def _differs(dtype, width, shared, splits, interpret) -> str | None:
     qkv = random.normal(size=(batch, 1, (heads + 2 * _GROUPS) * width)).astype(np.float32)
     angle = random.uniform(-3, 3, (batch, 1, 1, width // 2))
     rope = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    scales: list[np.ndarray | None]
     floats = random.normal(size=(2, *shape)).astype(np.float32)
     if dtype == jnp.uint16:
-        stores, scales = floats.astype(jnp.bfloat16).view(np.uint16), (None, None)
+        stores = floats.astype(jnp.bfloat16).view(np.uint16)
+        scales = [None, None]
     else:
         stores = random.integers(-127, 128, (2, *shape)).astype(np.int8)
-        scales = random.uniform(0.005, 0.02, (2, *shape[:-1])).astype(np.float32)
-    step = jax.jit(
-        lambda *arguments: attention.step(
-            *arguments, {"splits": splits, "stages": 2}, interpret=interpret
-        )
-    )
+        scales = list(random.uniform(0.005, 0.02, (2, *shape[:-1])).astype(np.float32))
+    config = {"splits": splits, "stages": 2}
+    step = jax.jit(functools.partial(attention.step, config=config, interpret=interpret))
     place = jnp.asarray(_START), jnp.int32(_LENGTH), jnp.int32(_LAYER)
     found, *after = step(qkv, rope, *stores, *scales, *place)
     found = np.asarray(found, np.float64)[:, 0]
