@@ -3,7 +3,7 @@
 Keys and values are the left operands of wgmma, so that of its 64 rows none is idle; the few
 queries that share a key head stand on the right, each rounded to bf16 three times over:
 
-    S^T [64 slots, 3 R] = K [64 slots, E] q^T      O^T [E, 3 R] += V^T [E, 64 slots] P^T
+    S^T [64 slots, 3 R] = K [64 slots, E] q^T      O^T [E, 3 R] = V^T [E, 64 slots] P^T
 
 A float32 is the sum of three bf16, exactly, so beside a key or value (bf16, or an int8 code)
 products are exact and only their float32 sums round, as they would without tensor cores.
@@ -11,7 +11,7 @@ products are exact and only their float32 sums round, as they would without tens
 Slots are split (flash decoding; Dao et al., 2023). A block takes one key head of one row and
 a share of the tiles of slots in use, which it computes from `length` when it runs:
 
-    grid        split 0 | 1 | 2 | ...       tile of 64 slots   |..:xx|xxxxx|xxxxx|xx...|
+    grid        split 0 | 1 | 2 | ...       tiles of slots     |..:xx|xxxxx|xxxxx|xx...|
     x key heads of rows                                           start          length
 
 Split 0 also appends: it takes the new key and value from registers, as the first of its
@@ -29,11 +29,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .attention_splits import LANE, MASKED, MAX_SPLITS, ROW, TILE, WGMMA, column_of, combine, share
+from .attention_splits import LANE, MASKED, MAX_SPLITS, ROW, WGMMA, column_of, combine, share
 
 # Query heads that share a key head, at most; columns of wgmma come in eights.
 MAX_SHARED = 16
 WIDTHS = (64, 128)
+# Slots of a tile, once or twice the rows of a wgmma.
+TILES = (64, 128)
+# Shared memory of a processor that its blocks may have, what the hardware takes for two set aside.
+SHARED_BYTES = 226 * 1024
 # bf16 that sum to a float32: 3 x 8 bits of significand.
 _TERMS = 3
 # Elements that TMA copies along one axis, at most.
@@ -57,22 +61,38 @@ def why_not(qkv, k) -> str | None:
         return f"it takes heads of {' or '.join(map(str, WIDTHS))}, found {width}"
     if shared > MAX_SHARED:
         return f"it takes up to {MAX_SHARED} query heads to a key head, found {shared}"
-    if slots % TILE:
-        return f"it reads {TILE} slots at a time, found {slots} in all"
+    if slots % TILES[0]:
+        return f"it reads {TILES[0]} slots at a time, found {slots} in all"
     if math.prod(k.shape[:-1]) >= 2**31:
         return f"it counts slots of all layers and heads in 31 bits, found {k.shape[:-1]}"
     return None
 
 
-def heuristic(blocks: int, k) -> dict[str, int]:
-    """Settings on a GPU of `blocks` processors, for a cache k.
+def heuristic(blocks: int, heads: int, k) -> dict[str, int]:
+    """Settings on a GPU of `blocks` processors, for `heads` query heads over a cache k.
 
-    Two blocks share a processor, so that one computes while the other's tiles arrive: each has
-    two tiles of keys and values in flight, 64 KiB in bf16 of heads of 128.
+    Key heads of rows that fill the processors need no splits, and so no second launch. Fewer are
+    split over two blocks a processor, of which one computes while the other's tiles arrive; a
+    block that has a processor alone takes larger tiles, whose steps wait for each other half as
+    often. Of tiles in flight there are as many as shared memory holds: 29 KB on each processor
+    are what 4.3 TB/s need at a latency of 0.9 us.
     """
-    _, batch, groups, slots, _ = k.shape
-    splits = max(1, min(2 * blocks // (batch * groups), slots // TILE, MAX_SPLITS))
-    return {"splits": splits, "stages": 2}
+    _, batch, groups, slots, width = k.shape
+    pairs = batch * groups
+    splits, (tile, larger) = 1, TILES
+    if pairs < 0.9 * blocks:
+        splits = max(1, min(2 * blocks // pairs, slots // tile, MAX_SPLITS))
+    alone = pairs * splits <= blocks
+    if alone and splits == 1 and slots % larger == 0:
+        tile = larger
+    columns = -(-heads // groups // 8) * 8
+    # Operands of queries and weights, their sums; for int8, a tile as bf16; scratch, barriers.
+    other = columns * (_TERMS * 2 * (width + tile) + 8 * width) + 4 * width * 4 + 5 * 1024
+    if k.dtype == jnp.int8:
+        other += 2 * tile * width * 2
+    room = SHARED_BYTES // (1 if alone else 2) - other
+    stages = room // (2 * tile * width * k.dtype.itemsize)
+    return {"splits": splits, "tile": tile, "stages": min(4, stages)}
 
 
 def step(
@@ -94,8 +114,8 @@ def step(
     `kernels.attention.step_attention` of one token, where `why_not` says nothing against it.
 
     Args:
-      config: {"splits": blocks that share the slots of one key head of one row, "stages": tiles
-        in flight in each}.
+      config: {"splits": blocks that share the slots of one key head of one row, "tile": slots
+        that a block takes at a time, of TILES, "stages": tiles in flight in each}.
       pdl: programmatic dependent launch: a kernel starts while the one before it ends.
       interpret: run on the CPU, by Pallas' interpreter of Mosaic GPU.
 
@@ -114,7 +134,9 @@ def step(
     attend = _attend(batch, stores[0].dtype, interpret, pdl, **sizes, **config)
     out, *sums = attend(qkv.reshape(batch, -1), cos, sin, start, *place, *refs)
     if splits > 1:
-        out = combine(batch, interpret, pdl, splits=splits, **sizes)(start, *place, out, *sums)
+        out = combine(batch, interpret, pdl, splits=splits, tile=config["tile"], **sizes)(
+            start, *place, out, *sums
+        )
     k_new, v_new, *scales = (jax.freeze(ref) for ref in refs)
     if k.dtype == jnp.uint16:
         k_new, v_new = (lax.bitcast_convert_type(x, jnp.uint16) for x in (k_new, v_new))
@@ -151,7 +173,7 @@ def _sum_terms(x):
     return first + sum(rest)
 
 
-def _attend(batch, dtype, interpret, pdl, *, groups, slots, width, heads, splits, stages):
+def _attend(batch, dtype, interpret, pdl, *, groups, slots, width, heads, splits, tile, stages):
     """(qkv [B, (H + 2 G) E], cos, sin [B, E / 2], start [B], length, layer [1], k, v [rows, E],
     scales [rows]) -> (out f32 [splits, B, H, E], largest scores, their sums [B G, splits, R])."""
     shared = heads // groups
@@ -169,12 +191,12 @@ def _attend(batch, dtype, interpret, pdl, *, groups, slots, width, heads, splits
             plgpu.griddepcontrol_wait()
             plgpu.griddepcontrol_launch_dependents()
         first_slot, used = start[row], length[0]
-        first_tile, tiles = share(split, splits, first_slot, used)
+        first_tile, tiles = share(split, splits, tile, first_slot, used)
         base = ((layer[0] * batch + row) * groups + group) * slots
 
         def fetch(turn):
             slot = lax.rem(turn, stages)
-            at = pl.ds(base + (first_tile + turn) * TILE, TILE)
+            at = pl.ds(base + (first_tile + turn) * tile, tile)
             plgpu.copy_gmem_to_smem(k.at[at], k_smem.at[slot], full.at[slot])
             plgpu.copy_gmem_to_smem(v.at[at], v_smem.at[slot], full.at[slot])
             for scale, scale_smem in zip(scales, wide_smem[2:], strict=True):
@@ -227,11 +249,11 @@ def _attend(batch, dtype, interpret, pdl, *, groups, slots, width, heads, splits
                 plgpu.wgmma(acc_ref, keys, q_smem.transpose((1, 0)))
                 return acc_ref[...]
 
-            score = pl.run_scoped(scores, plgpu.ACC((TILE, _TERMS * columns), jnp.float32))
+            score = pl.run_scoped(scores, plgpu.ACC((tile, _TERMS * columns), jnp.float32))
             score = _sum_terms(score)
             if quantized:
                 score = score * lax.broadcast_in_dim(scale[0], score.shape, [0])
-            at = (first_tile + turn) * TILE + plgpu.broadcasted_iota(
+            at = (first_tile + turn) * tile + plgpu.broadcasted_iota(
                 jnp.int32, score.shape, 0, layout=WGMMA
             )
             seen = (at >= first_slot) & (at < used)
@@ -284,7 +306,7 @@ def _attend(batch, dtype, interpret, pdl, *, groups, slots, width, heads, splits
             new_k, *stored_k = _stored(rotated(shared), dtype)
             new_v, *stored_v = _stored(column_of(qkv.at[row, v_at]), dtype)
 
-            @pl.when(split == 0)
+            @pl.when((split == 0) & (used < slots))
             def _():
                 for refs, stored in (((k, *scales[:1]), stored_k), ((v, *scales[1:]), stored_v)):
                     for ref, value in zip(refs, stored, strict=True):
@@ -293,7 +315,7 @@ def _attend(batch, dtype, interpret, pdl, *, groups, slots, width, heads, splits
             own = (q * lax.broadcast_in_dim(new_k, q.shape, [0])).sum(0)
             new = (split == 0) & (used >= first_slot)
             peak = jnp.where(new, own, MASKED)
-            tile_row = plgpu.broadcasted_iota(jnp.int32, (TILE, columns), 0, layout=WGMMA)
+            tile_row = plgpu.broadcasted_iota(jnp.int32, (tile, columns), 0, layout=WGMMA)
             total = jnp.where((tile_row == 0) & new, 1.0, 0.0)
             acc = jnp.where(new, lax.broadcast_in_dim(new_v, q.shape, [0]), 0.0)
             peak, total, acc = lax.fori_loop(
@@ -321,18 +343,18 @@ def _attend(batch, dtype, interpret, pdl, *, groups, slots, width, heads, splits
     f32, bf16 = jnp.float32, jnp.bfloat16
     scratch = [
         plgpu.SMEM((_TERMS * columns, width), bf16, transforms=transforms),
-        plgpu.SMEM((_TERMS * columns, TILE), bf16, transforms=transforms),
+        plgpu.SMEM((_TERMS * columns, tile), bf16, transforms=transforms),
         plgpu.SMEM((columns, width), f32),
         plgpu.SMEM(((shared + 2) * width,), f32),
         plgpu.SMEM((2 * width,), f32),
         plgpu.Barrier(num_arrivals=-(-shared * width // _MOST) + 5),
-        plgpu.SMEM((stages, TILE, width), dtype, transforms=codes),
-        plgpu.SMEM((stages, TILE, width), dtype, transforms=codes),
+        plgpu.SMEM((stages, tile, width), dtype, transforms=codes),
+        plgpu.SMEM((stages, tile, width), dtype, transforms=codes),
         plgpu.Barrier(num_arrivals=4 if quantized else 2, num_barriers=stages),
     ]
     if quantized:
-        scratch += [plgpu.SMEM((TILE, width), bf16, transforms=transforms)] * 2
-        scratch += [plgpu.SMEM((stages, TILE), f32)] * 2
+        scratch += [plgpu.SMEM((tile, width), bf16, transforms=transforms)] * 2
+        scratch += [plgpu.SMEM((stages, tile), f32)] * 2
     body.__name__ = "ternax_attend"
     sums = jax.ShapeDtypeStruct((batch * groups, MAX_SPLITS, columns), f32)
     return plgpu.kernel(

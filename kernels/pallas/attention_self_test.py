@@ -9,8 +9,9 @@ import numpy as np
 
 from . import attention
 
-# (cache, head size, query heads to a key head, splits); tiles in use, not in use, and half so.
-CASES = ((jnp.uint16, 128, 8, 3), (jnp.uint16, 64, 5, 1), (jnp.int8, 128, 2, 2))
+# (cache, head size, query heads to a key head, splits, slots of a tile); tiles are in use, not
+# in use, and half so.
+CASES = ((jnp.uint16, 128, 8, 3, 64), (jnp.uint16, 64, 5, 1, 128), (jnp.int8, 128, 2, 2, 64))
 # Of the largest value. Exact products, sums in float32; a term of bf16 lost would be 2^-16.
 TOLERANCE = 1e-5
 _GROUPS, _SLOTS, _LENGTH, _LAYER = 2, 512, 200, 1
@@ -36,15 +37,15 @@ def self_test(interpret: bool = False) -> str | None:
         except Exception as error:  # whatever compiler or driver say
             return f"its self-test raised {type(error).__name__}: {str(error).splitlines()[0]}"
         if wrong:
-            dtype, width, shared, splits = case
+            dtype, width, shared, splits, tile = case
             return (
                 f"its self-test failed: {wrong} with a cache of {np.dtype(dtype)}, heads of "
-                f"{width}, {shared} to a key head, {splits} splits"
+                f"{width}, {shared} to a key head, {splits} splits, tiles of {tile}"
             )
     return None
 
 
-def _differs(dtype, width, shared, splits, interpret) -> str | None:
+def _differs(dtype, width, shared, splits, tile, interpret) -> str | None:
     random = np.random.default_rng(0)
     batch, heads = len(_START), shared * _GROUPS
     shape = (2, batch, _GROUPS, _SLOTS, width)
@@ -59,7 +60,7 @@ def _differs(dtype, width, shared, splits, interpret) -> str | None:
     else:
         stores = random.integers(-127, 128, (2, *shape)).astype(np.int8)
         scales = list(random.uniform(0.005, 0.02, (2, *shape[:-1])).astype(np.float32))
-    config = {"splits": splits, "stages": 2}
+    config = {"splits": splits, "tile": tile, "stages": 2}
     step = jax.jit(functools.partial(attention.step, config=config, interpret=interpret))
     place = jnp.asarray(_START), jnp.int32(_LENGTH), jnp.int32(_LAYER)
     found, *after = step(qkv, rope, *stores, *scales, *place)

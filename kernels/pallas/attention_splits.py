@@ -13,8 +13,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-# Slots of a tile: the rows of one wgmma.
-TILE = 64
 # Rows of the array that splits leave their sums in.
 MAX_SPLITS = 64
 MASKED = -1e30
@@ -25,10 +23,10 @@ ROW = WGMMA.reduce(1)
 LANE = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane)
 
 
-def share(split, splits, start, length):
+def share(split, splits, tile, start, length):
     """(first tile, tiles) of the slots start .. length that one of `splits` blocks reads."""
-    first = lax.div(start, TILE)
-    tiles = jnp.maximum(lax.div(length + TILE - 1, TILE) - first, 0)
+    first = lax.div(start, tile)
+    tiles = jnp.maximum(lax.div(length + tile - 1, tile) - first, 0)
     each, more = lax.div(tiles, splits), lax.rem(tiles, splits)
     return first + split * each + jnp.minimum(split, more), each + (split < more).astype(jnp.int32)
 
@@ -38,7 +36,7 @@ def column_of(ref):
     return plgpu.load(ref, layout=ROW, optimized=False)
 
 
-def combine(batch, interpret, pdl, *, groups, slots, width, heads, splits):
+def combine(batch, interpret, pdl, *, groups, slots, width, heads, splits, tile):
     """The second launch: (start [B], length, layer [1], f32 [splits, B, H, E], largest scores, sums
     of weights [B G, MAX_SPLITS, columns]) -> f32 [B, H, E]."""
     del slots
@@ -60,7 +58,7 @@ def combine(batch, interpret, pdl, *, groups, slots, width, heads, splits):
         peak, total = (
             plgpu.load(x.at[pair], layout=WGMMA, optimized=False) for x in (peaks, totals)
         )
-        _, tiles = share(0, 1, start[row], length[0])
+        _, tiles = share(0, 1, tile, start[row], length[0])
         left = jnp.clip(tiles, 1, splits)  # blocks that left something
         some = plgpu.broadcasted_iota(jnp.int32, peak.shape, 0, layout=WGMMA) < left
         peak = jnp.where(some, peak, MASKED)

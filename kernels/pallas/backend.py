@@ -131,5 +131,6 @@ def attend(qkv, rope, k, v, k_scale, v_scale, start, length, layer):
     """One token a row, as `kernels.attention.step_attention` has it, by `attention.step`."""
     from . import attention
 
-    config = attention.heuristic(target.current().core_count, k)
+    heads = qkv.shape[-1] // k.shape[-1] - 2 * k.shape[2]
+    config = attention.heuristic(target.current().core_count, heads, k)
     return attention.step(qkv, rope, k, v, k_scale, v_scale, start, length, layer, config)

@@ -62,34 +62,44 @@ def check(settings, call):
 
 
 @pytest.mark.parametrize(
-    "shape, start, length, dtype, splits, stages",
+    "shape, start, length, dtype, splits, tile, stages",
     [
-        # batch, heads, groups, width, slots
-        ((1, 8, 1, 128, 256), [0], 100, jnp.uint16, 1, 2),  # one launch; half a tile masked
-        ((1, 8, 1, 128, 512), [0], 300, jnp.uint16, 3, 1),  # unequal shares, slots used again
-        ((2, 10, 2, 64, 512), [0, 170], 300, jnp.uint16, 7, 2),  # ragged; blocks without work
-        ((2, 2, 2, 128, 64), [0, 0], 0, jnp.uint16, 2, 2),  # the first token: no slot in use
-        ((3, 4, 1, 64, 256), [0, 127, 128], 128, jnp.uint16, 2, 2),  # whole tiles, the last slot
-        ((1, 16, 1, 64, 256), [3], 255, jnp.uint16, 2, 2),  # two eights of columns, a full cache
-        ((2, 8, 2, 128, 256), [3, 130], 200, jnp.int8, 2, 2),
-        ((1, 1, 1, 64, 256), [3], 255, jnp.int8, 1, 1),
-        ((2, 5, 1, 64, 320), [0, 64], 64, jnp.int8, 3, 2),
+        # ((batch, heads, groups, width, slots), ...: one launch, half a tile masked
+        ((1, 8, 1, 128, 256), [0], 100, jnp.uint16, 1, 64, 2),
+        # Shares are unequal, and a stage is used again.
+        ((1, 8, 1, 128, 512), [0], 300, jnp.uint16, 3, 64, 1),
+        # Rows begin where they like; some blocks have no work.
+        ((2, 10, 2, 64, 512), [0, 170], 300, jnp.uint16, 7, 64, 2),
+        # The first token: no slot is in use.
+        ((2, 2, 2, 128, 64), [0, 0], 0, jnp.uint16, 2, 64, 2),
+        # Whole tiles; a row that begins with its last slot, and one with the new token.
+        ((3, 4, 1, 64, 256), [0, 127, 128], 128, jnp.uint16, 2, 64, 2),
+        # Twice eight columns of queries; the token takes the last slot there is.
+        ((1, 16, 1, 64, 256), [3], 255, jnp.uint16, 2, 64, 2),
+        ((2, 8, 2, 128, 256), [3, 130], 200, jnp.int8, 2, 64, 2),
+        ((1, 1, 1, 64, 256), [3], 255, jnp.int8, 1, 64, 1),
+        ((2, 5, 1, 64, 320), [0, 64], 64, jnp.int8, 3, 64, 2),
+        # Larger tiles.
+        ((2, 4, 1, 128, 512), [0, 200], 400, jnp.uint16, 1, 128, 2),
+        ((1, 2, 1, 64, 256), [5], 130, jnp.int8, 1, 128, 1),
     ],
 )
-def test_it_is_what_xla_makes_of_it(shape, start, length, dtype, splits, stages):
-    check({"splits": splits, "stages": stages}, arguments(*shape, start, length, dtype))
+def test_it_is_what_xla_makes_of_it(shape, start, length, dtype, splits, tile, stages):
+    check(
+        {"splits": splits, "tile": tile, "stages": stages}, arguments(*shape, start, length, dtype)
+    )
 
 
 def test_a_row_without_slots_is_zero():
     call = arguments(2, 2, 2, 64, 64, [7, 8], 7, jnp.uint16)
-    found = np.asarray(interpreted((("splits", 2), ("stages", 2)), *call)[0])
+    found = np.asarray(interpreted((("splits", 2), ("tile", 64), ("stages", 2)), *call)[0])
     assert found[0].any() and not found[1].any()
 
 
 def test_large_scores_do_not_overflow():
     qkv, rope, k, *rest = arguments(1, 4, 1, 64, 128, [0], 100, jnp.uint16)
     k = (100 * k.view(jnp.bfloat16)).astype(jnp.bfloat16).view(np.uint16)
-    check({"splits": 2, "stages": 2}, (qkv, rope, k, *rest))
+    check({"splits": 2, "tile": 64, "stages": 2}, (qkv, rope, k, *rest))
 
 
 def test_the_self_test_passes_and_would_tell(monkeypatch):
@@ -98,7 +108,9 @@ def test_the_self_test_passes_and_would_tell(monkeypatch):
     monkeypatch.setattr(attention_self_test, "CASES", attention_self_test.CASES[1:2])
     reason = attention_self_test.self_test(interpret=True)
     assert reason.startswith("its self-test failed: outputs differ by 0.")
-    assert reason.endswith("with a cache of uint16, heads of 64, 5 to a key head, 1 splits")
+    assert reason.endswith(
+        "with a cache of uint16, heads of 64, 5 to a key head, 1 splits, tiles of 128"
+    )
 
 
 def traced(call):
