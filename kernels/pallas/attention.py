@@ -170,7 +170,7 @@ def _sum_terms(x):
     first, *rest = (
         lax.slice(x, (0, i * columns), (rows, (i + 1) * columns)) for i in range(_TERMS)
     )
-    return first + sum(rest)
+    return first + functools.reduce(jnp.add, rest)
 
 
 def _attend(batch, dtype, interpret, pdl, *, groups, slots, width, heads, splits, tile, stages):

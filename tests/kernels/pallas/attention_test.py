@@ -5,6 +5,7 @@ exact in float32, so what differs is how sums round: 2^-24 each, over up to 300 
 columns, in another order than XLA's. A term lost would be 2^-16 of a query.
 """
 
+import dataclasses
 import functools
 import warnings
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from ternax.kernels import target
 from ternax.kernels.attention import step_attention
@@ -151,15 +153,43 @@ def test_it_names_a_cache_it_does_not_read():
     assert attention.why_not(qkv, huge).startswith("it counts slots of all layers and heads in 31")
 
 
+HERE = dataclasses.replace(H200, present=True)
+
+
 def test_a_failed_self_test_is_said_aloud(monkeypatch):
     call = arguments(1, 2, 1, 64, 64, [0], 9, jnp.uint16)
-    here = target.Target("gpu", "NVIDIA H200", "9.0", 132, present=True)
     monkeypatch.setattr(attention_self_test, "self_test", lambda: "its self-test failed: 7")
-    attention_self_test.failed.cache_clear()
-    with target.compiling_for(here), warnings.catch_warnings(record=True) as said:
+    backend._unusable_attention.cache_clear()
+    with target.compiling_for(HERE), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert backend.why_not_attend(call[0], call[2]) == "its self-test failed"
-    attention_self_test.failed.cache_clear()
+        assert backend.why_not_attend(call[0], call[2]) == "its self-test failed: 7"
+    backend._unusable_attention.cache_clear()
     assert [str(each.message) for each in said] == [
         "decode attention on Mosaic GPU is not used: its self-test failed: 7"
     ]
+
+
+def test_self_tests_run_while_a_program_is_traced(monkeypatch):
+    """The first use is within somebody's jit, scan and shard_map: the kernels run all the same."""
+    test, run = attention_self_test.self_test, backend.run
+    monkeypatch.setattr(attention_self_test, "CASES", attention_self_test.CASES[1:2])
+    monkeypatch.setattr(attention_self_test, "self_test", lambda: test(interpret=True))
+    monkeypatch.setattr(backend, "run", lambda *a: run(*a, interpret=True))
+    small = {"blocks": 2, "stages": 2, "consumers": 1}
+    monkeypatch.setattr(backend, "heuristic", lambda x, w: small)
+    call = arguments(1, 2, 1, 64, 64, [0], 9, jnp.uint16)
+
+    def layers(qkv, rope, k, v, *place):
+        def layer(carry, index):
+            out, *carry = step_attention(qkv, rope, *carry, None, None, *place, index)
+            return carry[:2], out
+
+        return lax.scan(layer, [k, v], jnp.arange(3))
+
+    for each in (backend._unusable, backend._unusable_attention):
+        each.cache_clear()
+    with target.compiling_for(HERE), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = str(jax.make_jaxpr(layers)(*call[:4], *call[6:8]))
+    assert "ternax_attend" in text
+    assert backend._unusable() is backend._unusable_attention() is None
