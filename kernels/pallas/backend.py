@@ -24,11 +24,13 @@ COMPUTE_CAPABILITY = "9.0"
 # four bit positions of trits holds up to 128 * 128 * K / 4, that of int8 128 * 128 * K.
 _LAYOUTS = {"trit2": tiles.LAYOUT, "int8": CANONICAL}
 _MAX_K = {"trit2": 2**31 // (128 * 128 // 4) - 1, "int8": 2**31 // (128 * 128) - 1}
+# Each pass over a table holds a few rows, and the sums of all passes lie in memory together: a
+# whole text is better off with the reference, which has neither.
+_MAX_TABLE_ROWS = 256
 
 
 def why_not(platform: str, x, w: Packed | None) -> str | None:
     """None where the kernels run, on a GPU that has passed their self-test; else one line."""
-    del x
     if platform != "gpu":
         return f"it runs on gpu, this is {platform}"
     if jax.__version_info__ < MIN_JAX:
@@ -40,14 +42,14 @@ def why_not(platform: str, x, w: Packed | None) -> str | None:
             f"it needs compute capability {COMPUTE_CAPABILITY} (H100, H200), {device.kind} has "
             f"{device.compute_capability or 'none'}"
         )
-    if reason := _unfit(w):
+    if reason := _unfit(x, w):
         return reason
     formats = (_LAYOUTS if w is None else (w.format,)) if device.present else ()
     return next(filter(None, map(_unusable, formats)), None)
 
 
-def _unfit(w: Packed | None) -> str | None:
-    """What of a weight the kernels cannot read."""
+def _unfit(x, w: Packed | None) -> str | None:
+    """What of a weight the kernels cannot read, or of a table the reference reads as well."""
     if w is None:
         return None
     if w.format not in _LAYOUTS:
@@ -60,6 +62,8 @@ def _unfit(w: Packed | None) -> str | None:
         return f"its accumulators hold K up to {_MAX_K[w.format]}, found {w.shape[0]}"
     if w.layout != _LAYOUTS[w.format]:
         return f"it reads {w.format} in the layout {_LAYOUTS[w.format]!r}, found {w.layout!r}"
+    if w.format == "int8" and x is not None and x.shape[0] > _MAX_TABLE_ROWS:
+        return f"it takes int8 times up to {_MAX_TABLE_ROWS} rows of x, found {x.shape[0]}"
     return None
 
 

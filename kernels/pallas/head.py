@@ -1,4 +1,4 @@
-"""The head kernel: few rows of int8 activations times a table of int8 codes, at the speed of memory.
+"""The head kernel: few rows of int8 activations times a table of int8 codes, at memory's speed.
 
 The table stays canonical: nothing of it is repacked or copied. One block a processor; each owns
 whole tiles of rows of the table, so that a sum is stored once, and walks over them along K:
@@ -38,8 +38,8 @@ def heuristic(blocks: int) -> dict[str, int]:
     """Settings on a GPU of `blocks` processors.
 
     Five stages hold 160 KiB of the table in flight on each processor, four times what 4.8 TB/s
-    need at a latency of 1 us, and leave room for MAX_ROWS rows of x. The taller a tile, the less of x
-    is read from the cache for each byte of the table: with two groups a quarter at most.
+    need at a latency of 1 us, and leave room for MAX_ROWS rows of x. The taller a tile, the less
+    of x is read, from the cache, for each byte of the table: with two groups a quarter at most.
     """
     return {"blocks": blocks, "stages": 5, "consumers": 2, "slices": 1}
 

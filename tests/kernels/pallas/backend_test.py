@@ -83,6 +83,17 @@ def test_tiles_and_tables_choose_it_and_canonical_trits_the_reference():
     assert target.current().platform == "cpu"
 
 
+@pytest.mark.skipif(OLD, reason="this jax is too old for the kernels")
+def test_a_table_times_a_whole_text_is_left_to_the_reference():
+    w, text = weight(format="int8"), jnp.ones((257, 32))
+    with target.compiling_for(H200):
+        assert choose("gpu", text[:256], w).name == "mosaic"
+        assert choose("gpu", text, w).name == "reference"
+        with pytest.raises(BackendError, match="up to 256 rows of x, found 257"):
+            choose("gpu", text, w, "mosaic")
+        assert choose("gpu", text, tiles.repack(weight())).name == "mosaic"
+
+
 def test_nothing_else_reads_tiles():
     x, w = jnp.ones((1, 32)), tiles.repack(weight())
     with pytest.raises(BackendError, match="cpu: it reads the canonical layout.*reference: it"):
