@@ -266,7 +266,7 @@ def main(argv=None) -> int:
     flag(
         "--rows",
         default="1,16",
-        help="rows of activations, to 16, of a head alone 64 [1,16]",
+        help="rows of activations, to 16, of a head alone 96 [1,16]",
     )
     try:
         args = parser.parse_args(argv)

@@ -76,7 +76,7 @@ def _unusable(format: str) -> str | None:
 def self_test(format: str) -> str | None:
     """Ragged products of several numbers of rows against numpy integers; None, or what differs."""
     # Rows of one batch and of more than one pass; blocks that go over several tiles of a table.
-    rows, settings = {"trit2": ((1, 11, 40), {}), "int8": ((3, 70), {"blocks": 2})}[format]
+    rows, settings = {"trit2": ((1, 11, 40), {}), "int8": ((3, 105), {"blocks": 2})}[format]
     random, high = np.random.default_rng(0), FORMATS[format].high
     k_size, n = 1300, 600
     values = random.integers(-high, high + 1, (2, 1, k_size, n)).astype(np.int8)

@@ -65,7 +65,7 @@ def test_the_committed_record_says_the_same():
         (["--device=a100"], "--device: expected one of h200, h100, found 'a100'"),
         (["--shapes=70b:embed"], "--shapes: expected one of"),
         (["--rows=17"], "--rows: expected integers from 1 to 16, found '17'"),
-        (["--shapes=70b:head", "--rows=65"], "--rows: expected integers from 1 to 64, found '65'"),
+        (["--shapes=70b:head", "--rows=97"], "--rows: expected integers from 1 to 96, found '97'"),
         (["--speed"], "unrecognized arguments: --speed"),
     ],
 )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from ternax.kernels import packing, reference, target
 from ternax.kernels.packing import Packed
@@ -37,7 +38,8 @@ def accumulate(x, data, shape, layer, settings):
         (1, (1, 1), config(4, 2, 2)),  # less than a tile, fewer tiles than blocks
         (3, (64, 259), config(2, 3, 2)),  # narrower than a stage; the last tile nearly empty
         (48, (300, 300), config(1, 2, 2)),  # a batch of 16 floats; slots used again, two tiles
-        (64, (176, 400), config(2, 2, 1)),  # the most rows; blocks with one and two tiles
+        (96, (176, 400), config(2, 2, 1)),  # the most rows; blocks with one and two tiles
+        (33, (400, 600), config(2, 3, 2)),  # rows that wgmma has no shape for; columns in turn
         (9, (528, 130), config(1, 3, 1, 2)),  # stages of two slices, the last of them empty
     ],
 )
@@ -51,6 +53,21 @@ def test_exact(rows, shape, settings):
     np.testing.assert_array_equal(found[:, 0], x.astype(np.int64) @ values[1, 0].astype(np.int64))
 
 
+@pytest.mark.parametrize("fenced", [True, False])
+def test_no_slot_is_written_while_it_is_read(fenced, monkeypatch, capfd):
+    """By the interpreter's race detector, which does see a fence that is left out."""
+    races = functools.partial(plgpu.InterpretGPUParams, detect_races=True)
+    monkeypatch.setattr(plgpu, "InterpretGPUParams", races)
+    if not fenced:
+        monkeypatch.setattr(plgpu, "commit_smem", lambda: None)
+    shape, x = (400, 300), jnp.ones((3, 400), jnp.int8)
+    data = jnp.full((1, 1, 300, 400), 129, jnp.uint8)
+    settings = config(1, 2, 2)
+    found = head.accumulate(x, data, shape, jnp.int32(0), settings, interpret=True)
+    assert (np.asarray(found) == 400).all()
+    assert ("RACE DETECTED" in capfd.readouterr().out) == (not fenced)
+
+
 def test_extreme_sums_are_exact():
     shape = (1024, 2)
     values = np.stack([np.full(1024, 127), np.full(1024, -127)], -1)[None, None].astype(np.int8)
@@ -61,8 +78,8 @@ def test_extreme_sums_are_exact():
 
 
 def test_scaled_products_are_the_references():
-    """Three int8 digits of 24 float activations: 72 rows, so that the table is passed twice."""
-    rng, shape, rows = np.random.default_rng(0), (70, 30), 24
+    """Three int8 digits of 33 float activations: 99 rows, so that the table is passed twice."""
+    rng, shape, rows = np.random.default_rng(0), (70, 30), 33
     values = rng.integers(-127, 128, (1, 1, *shape)).astype(np.int8)
     scale = jnp.asarray(rng.uniform(0.5, 2, (1, 1, 1, shape[1])).astype(np.float32))
     data = jnp.asarray(packing.pack_numpy(values, "int8"))
