@@ -87,8 +87,9 @@ def self_test(format: str) -> str | None:
         x = random.integers(-128, 128, (1, count, k_size)).astype(np.int8)
         expected = x[0].astype(np.int64) @ values[1, 0].astype(np.int64)
         config = {**heuristic(x[0], w), **settings}
+        product = jax.jit(lambda x, w, config=config: run(x, None, w, jnp.int32(1), config))
         try:
-            found = run(jnp.asarray(x), None, w, jnp.int32(1), config)
+            found = product(jnp.asarray(x), w)
         except Exception as error:  # whatever compiler or driver say
             line = str(error).partition("\n")[0]
             return f"its self-test of {format} raised {type(error).__name__}: {line}"

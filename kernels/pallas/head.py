@@ -3,10 +3,10 @@
 The table stays canonical: nothing of it is repacked or copied. One block a processor; each owns
 whole tiles of rows of the table, so that a sum is stored once, and walks over them along K:
 
-                       K ->                            a stage: `slices` times 128 columns of a
-    N    tile b        | stage 0 | stage 1 | ...       tile, and of x
-    |    tile b + B    | stage k | ...                 B blocks, block b
-    v    ...
+    N   block b of B       K ->
+    |   tile b             | stage | stage | ...      a stage: `slices` times 128 columns of
+    v   tile b + B         | stage | stage | ...      the tile and of x
+        tile b + 2 B       ...
 
 One warpgroup of a block fetches by TMA, `stages` ahead; what lies beyond the table arrives as
 zeros. Each of the others owns ROWS rows of a tile: it loads their codes as wgmma's operand, one
@@ -60,7 +60,7 @@ def accumulate(
       data: uint8 [L, 1, N, K padded to 16], canonical int8 codes.
       shape: (K, N).
       layer: int32 [].
-      config: {"blocks": thread blocks, "stages": in flight in each, "consumers": warpgroups
+      config: {"blocks": thread blocks, "stages": in flight in each, "consumers": 1 or 2 warpgroups
         that multiply, "slices": of 128 columns, in a stage}.
       interpret: run on the CPU, by Pallas' interpreter of Mosaic GPU, whose wgmma reads shared
         memory alone.
@@ -73,7 +73,7 @@ def accumulate(
     # wgmma on int8 takes 8, 16, 24, 32, 48, 64, 80 or 96 of them.
     many = -rows % (8 if rows <= 32 else 16)
     x = jnp.pad(x, ((0, many), (0, -k_size % (config["slices"] * SLICE))))
-    kernel = _kernel(n, *x.shape, interpret, **config)
+    kernel = _kernel(n, x.shape[0], x.shape[1], interpret, **config)
     y = kernel(jnp.reshape(layer, 1), data[:, 0], x)
     return y[:n, :rows].T[:, None]
 
