@@ -4,23 +4,41 @@ The grid is fixed when a program is compiled; how many slots are in use is known
 Of the splits, the first ones get work, so that blocks without leave at once and what they would
 have written is never looked at.
 
-A block takes one head of one row. It starts to read what every split may have left before it
-knows how many did, so that all reads of device memory are under way together.
+To put sums together a block takes one head of one row. It starts to read what every split may
+have left before it knows how many did, so that all reads of device memory are under way at once.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-# Rows of the array that splits leave their sums in.
-MAX_SPLITS = 64
+from .attention_settings import MAX_SPLITS, columns_of
+
 MASKED = -1e30
 
 WGMMA = plgpu.Layout.WGMMA
 ROW = WGMMA.reduce(1)
 # Layouts of registers are said, not inferred.
 LANE = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane)
+
+
+class Sums(NamedTuple):
+    """What blocks leave of the softmax over their slots, scores in powers of two.
+
+    Attributes:
+      out: f32 [splits, B, H, E], values times 2^(score - peak); with one split, the result.
+      peaks: f32 [B G, MAX_SPLITS, columns], the largest score of each query of a key head.
+      totals: of the same shape, sums of 2^(score - peak).
+
+    Splits that had no work, all from the number of tiles on but the first, left nothing.
+    """
+
+    out: jax.Array
+    peaks: jax.Array
+    totals: jax.Array
 
 
 def share(split, splits, tile, start, length):
@@ -36,15 +54,12 @@ def column_of(ref):
     return plgpu.load(ref, layout=ROW, optimized=False)
 
 
-def combine(batch, interpret, pdl, *, groups, slots, width, heads, splits, tile):
-    """The second launch: (start [B], length, layer [1], f32 [splits, B, H, E], largest scores, sums
-    of weights [B G, MAX_SPLITS, columns]) -> f32 [B, H, E]."""
-    del slots
+def combine(cache, heads, splits, tile, pdl, interpret):
+    """The second launch: (start [B], length [1], *`Sums`) -> f32 [B, H, E]. cache: k's shape."""
+    _, batch, groups, _, width = cache
     shared = heads // groups
-    columns = -(-shared // 8) * 8
 
-    def body(start, length, layer, parts, peaks, totals, out, weight_smem):
-        del layer
+    def body(start, length, parts, peaks, totals, out, weight_smem):
         row, head = lax.axis_index("row"), lax.axis_index("head")
         if pdl:
             plgpu.griddepcontrol_wait()
@@ -76,7 +91,7 @@ def combine(batch, interpret, pdl, *, groups, slots, width, heads, splits, tile)
     return plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct((batch, heads, width), jnp.float32),
-        scratch_types=[plgpu.SMEM((MAX_SPLITS, columns), jnp.float32)],
+        scratch_types=[plgpu.SMEM((MAX_SPLITS, columns_of(shared)), jnp.float32)],
         grid=(batch, heads),
         grid_names=("row", "head"),
         compiler_params=LANE,

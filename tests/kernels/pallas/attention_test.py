@@ -22,7 +22,7 @@ from ternax.kernels.pallas import backend
 if jax.__version_info__ < backend.MIN_JAX:
     pytest.skip("this jax has no interpreter of Mosaic GPU", allow_module_level=True)
 
-from ternax.kernels.pallas import attention, attention_self_test
+from ternax.kernels.pallas import attention, attention_self_test, attention_settings
 
 TOLERANCE = 4e-6
 H200 = target.Target("gpu", "NVIDIA H200", "9.0", 132, present=False)
@@ -139,18 +139,20 @@ def test_one_token_takes_it_in_two_launches():
 )
 def test_what_it_cannot_do_goes_to_xla(shape, more, reason):
     call = arguments(*shape, [0], 9, jnp.uint16, **more)
-    assert attention.why_not(call[0], call[2]) == reason
+    assert attention_settings.why_not(call[0], call[2]) == reason
     assert "ternax_attend" not in traced(call)
 
 
 def test_it_names_a_cache_it_does_not_read():
     qkv, _, k, *_ = arguments(1, 2, 1, 64, 64, [0], 9, jnp.uint16)
-    assert attention.why_not(qkv, k.astype(np.float32)) == (
+    assert attention_settings.why_not(qkv, k.astype(np.float32)) == (
         "it reads a cache of bf16 or int8, found float32"
     )
     huge = jax.ShapeDtypeStruct((128, 256, 64, 1024, 64), jnp.int8)
     qkv = jax.ShapeDtypeStruct((256, 1, 3 * 64 * 64), jnp.float32)
-    assert attention.why_not(qkv, huge).startswith("it counts slots of all layers and heads in 31")
+    assert attention_settings.why_not(qkv, huge).startswith(
+        "it counts slots of all layers and heads in 31"
+    )
 
 
 HERE = dataclasses.replace(H200, present=True)
