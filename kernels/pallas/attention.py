@@ -29,13 +29,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .attention_settings import TERMS, columns_of
+from .attention_settings import MAX_SPLITS, TERMS, columns_of
 from .attention_splits import (
     LANE,
     MASKED,
-    MAX_SPLITS,
     ROW,
-    WGMMA,
     Sums,
     column_of,
     combine,
@@ -46,6 +44,7 @@ from .attention_splits import (
 _MOST = 256
 _LOG2E = math.log2(math.e)
 
+WGMMA = plgpu.Layout.WGMMA
 # The same places in registers one by one: what is loaded or stored across need not be pairs.
 _SINGLE = plgpu.Layout._WGMMA_ACC_32BIT
 

@@ -4,10 +4,12 @@ The grid is fixed when a program is compiled; how many slots are in use is known
 Of the splits, the first ones get work, so that blocks without leave at once and what they would
 have written is never looked at.
 
-To put sums together a block takes one head of one row. It starts to read what every split may
-have left before it knows how many did, so that all reads of device memory are under way at once.
+To put sums together a block takes one head of one row. It reads what every split may have left
+before it knows how many did, so that reads of device memory are under way together, and every
+thread weighs all splits by itself, so that none waits for another.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,12 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .attention_settings import MAX_SPLITS, columns_of
-
 MASKED = -1e30
 
-WGMMA = plgpu.Layout.WGMMA
-ROW = WGMMA.reduce(1)
+ROW = plgpu.Layout.WGMMA.reduce(1)
 # Layouts of registers are said, not inferred.
 LANE = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane)
 
@@ -59,39 +58,38 @@ def combine(cache, heads, splits, tile, pdl, interpret):
     _, batch, groups, _, width = cache
     shared = heads // groups
 
-    def body(start, length, parts, peaks, totals, out, weight_smem):
+    def body(start, length, parts, peaks, totals, out):
         row, head = lax.axis_index("row"), lax.axis_index("head")
         if pdl:
             plgpu.griddepcontrol_wait()
             plgpu.griddepcontrol_launch_dependents()
+        at = row * groups + lax.div(head, shared), lax.rem(head, shared)
         layout = plgpu.Layout.WG_STRIDED((width,), vec_size=1) if width % 128 == 0 else ROW
-        own = [
-            plgpu.load(parts.at[split, row, head], layout=layout, optimized=False)
+        left = [
+            (
+                plgpu.load(parts.at[split, row, head], layout=layout, optimized=False),
+                peaks[at[0], split, at[1]],
+                totals[at[0], split, at[1]],
+            )
             for split in range(splits)
         ]
-        pair = row * groups + lax.div(head, shared)
-        peak, total = (
-            plgpu.load(x.at[pair], layout=WGMMA, optimized=False) for x in (peaks, totals)
-        )
         _, tiles = share(0, 1, tile, start[row], length[0])
-        left = jnp.clip(tiles, 1, splits)  # blocks that left something
-        some = plgpu.broadcasted_iota(jnp.int32, peak.shape, 0, layout=WGMMA) < left
-        peak = jnp.where(some, peak, MASKED)
-        weight = jnp.exp2(peak - lax.broadcast_in_dim(peak.max(0), peak.shape, [1]))
-        weight = jnp.where(some, weight, 0.0)
-        total = jnp.maximum((weight * jnp.where(some, total, 0.0)).sum(0), 1e-30)
-        weight_smem[...] = weight / lax.broadcast_in_dim(total, weight.shape, [1])
-        column = lax.rem(head, shared)
-        total = jnp.zeros_like(own[0])
-        for split, part in enumerate(own):
-            total += jnp.where(split < left, part * weight_smem[split, column], 0.0)
-        out[row, head] = total
+        busy = [split < jnp.maximum(tiles, 1) for split in range(splits)]
+        peak = functools.reduce(
+            jnp.maximum,
+            (jnp.where(on, peak, MASKED) for on, (_, peak, _) in zip(busy, left, strict=True)),
+        )
+        weighted = total = jnp.float32(0)
+        for on, (part, own_peak, own_total) in zip(busy, left, strict=True):
+            weight = jnp.exp2(own_peak - peak)
+            weighted += jnp.where(on, part * weight, 0.0)
+            total += jnp.where(on, own_total * weight, 0.0)
+        out[row, head] = weighted / jnp.maximum(total, 1e-30)
 
     body.__name__ = "ternax_combine"
     return plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct((batch, heads, width), jnp.float32),
-        scratch_types=[plgpu.SMEM((MAX_SPLITS, columns_of(shared)), jnp.float32)],
         grid=(batch, heads),
         grid_names=("row", "head"),
         compiler_params=LANE,
