@@ -1,0 +1,337 @@
+"""The matrix kernel: many rows of int8 activations times trits, at the speed of tensor cores.
+
+A block makes one piece of the output at a time, `rows` of x by `strip` tiles along N. Along K
+it goes in units, of a tile's 512 k. One warpgroup fetches by TMA into two rings of shared
+memory: the strip's tiles of a unit, and x in slices of 128 k, as they lie at a bit position of
+the tiles. Two warpgroups multiply the same x by a half of the strip each:
+
+    a unit's k        slice 0   slice 1   slice 2   slice 3
+    x, shared memory  [rows, 128] each, free again as soon as it is multiplied
+    codes, registers  w & 3     w >> 2    w >> 4    w >> 6      one load of w for all four
+
+Codes are shifted down, four to a word, so that one accumulator sums all positions. While tensor
+cores multiply half a tile, the codes of the next one are made.
+
+Blocks share the work in one of two ways. Whole: pieces in turn, those of a strip together, so
+that its weights come from memory once; a piece is written once, scaled if need be. Split: equal
+shares of all units, as in decode.py, added to the output in int32, whose order does not change a
+sum; for few pieces.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from . import tiles
+from .decode import PART
+
+_PARTS = 4
+_POSITIONS = 4
+_CONSUMERS = 2
+_OPERAND = (tiles.HALF, tiles.SLICE)
+# Registers of a thread that fetches, and of one that multiplies, instead of an equal share.
+_FETCH_REGISTERS, _MULTIPLY_REGISTERS = 40, 232
+
+
+def accumulate(
+    x: jax.Array,
+    data: jax.Array,
+    shape: tuple[int, int],
+    layer: jax.Array,
+    config: Mapping[str, int],
+    interpret: bool = False,
+) -> jax.Array:
+    """x times every plane of one layer of a stack, exactly.
+
+    Args:
+      x: int8 [M, K].
+      data: uint8 [L, P, *tiles.data_shape(shape)].
+      shape: (K, N).
+      layer: int32 [].
+      config: {"blocks": thread blocks, "rows": of x in a piece, a multiple of 8, "strip": tiles
+        in it, "units": of the strip in flight, "slices": of x in flight, "split": 1 or 0}.
+      interpret: run on the CPU, by Pallas' interpreter of Mosaic GPU. It has neither inline
+        instructions nor atomics; each has a twin in jnp here.
+
+    Returns:
+      int32 [M, P, N].
+    """
+    planes, padded = data.shape[1], tiles.grid(shape)[0] * tiles.ROWS
+    y = _pieces(x, None, data, shape, layer, config, interpret)
+    y = y[: x.shape[0], : planes * padded].reshape(x.shape[0], planes, padded)
+    return y[..., : shape[1]]
+
+
+def scaled(
+    x: jax.Array,
+    scales: tuple[jax.Array, jax.Array],
+    data: jax.Array,
+    shape: tuple[int, int],
+    layer: jax.Array,
+    config: Mapping[str, int],
+    interpret: bool = False,
+) -> jax.Array:
+    """The product of a single plane times (row scale * column scale). For config["split"] 0.
+
+    scales: f32 [M] and [N]; all else as for `accumulate`. Returns f32 [M, N].
+    """
+    y = _pieces(x, scales, data, shape, layer, config, interpret)
+    return y[: x.shape[0], : shape[1]]
+
+
+def _pieces(x, scales, data, shape, layer, config, interpret):
+    """All pieces of the output side by side: int32, or f32 with scales."""
+    layers, planes = data.shape[:2]
+    along_n, along_k = tiles.grid(shape)
+    along_m = -(-x.shape[0] // config["rows"])
+    strips = -(-planes * along_n // config["strip"])
+    size = along_m * config["rows"], strips * config["strip"] * tiles.ROWS
+    offsets = jnp.pad(-x.astype(jnp.int32).sum(1), (0, size[0] - x.shape[0]))
+    arguments = (
+        jnp.reshape(layer, 1),
+        data.reshape(layers * planes * along_n, along_k, 2 * _PARTS * PART[0], PART[1]),
+        jnp.pad(x, ((0, size[0] - x.shape[0]), (0, -x.shape[1] % tiles.TILE_K))),
+    )
+    kernel = _kernel(planes * along_n, along_k, along_m, scales is not None, interpret, **config)
+    if config["split"]:
+        out = jax.new_ref(jnp.broadcast_to(offsets[:, None], size))
+        kernel(*arguments, out)
+        return jax.freeze(out)
+    factors = [jnp.pad(s, (0, n - s.size)) for s, n in zip(scales or (), size, strict=False)]
+    return kernel(*arguments, offsets, *factors)
+
+
+def _kernel(along_n, along_k, along_m, scale, interpret, *, blocks, rows, strip, units, slices, split):
+    """(layer [1], tiles [L * along_n, along_k, 64, 256], x [M, K], ...) -> int32 or f32 [M, N].
+
+    ...: the output to add to, if split; else offsets [M] and, with `scale`, factors [M], [N].
+    """
+    strips = -(-along_n // strip)
+    pieces = along_m * strips
+    blocks = min(blocks, pieces * along_k if split else pieces)
+
+    def share(block):
+        """Units begin .. end of a block, along K of its pieces first, first + step, ..."""
+        if split:
+            start = block * (pieces * along_k) // blocks
+            stop = (block + 1) * (pieces * along_k) // blocks
+            begin = lax.rem(start, along_k)
+            return begin, begin + stop - start, lax.div(start, along_k), 1
+        return 0, lax.div(pieces - block + blocks - 1, blocks) * along_k, block, blocks
+
+    def fetch(block, layer, data, x, data_smem, x_smem, full, free):
+        """Puts a block's weights and activations into shared memory, each in a free slot."""
+        begin, end, first, step = share(block)
+
+        @pl.loop(begin, end)
+        def _(unit):
+            piece, k = first + lax.div(unit, along_k) * step, lax.rem(unit, along_k)
+            turn = unit - begin
+            slot = lax.rem(turn, units)
+
+            @pl.when(turn >= units)
+            def _():
+                plgpu.barrier_wait(free[0].at[slot])
+
+            for i in range(strip):
+                # Beyond the last tile the last one again: its products are cut off.
+                n = layer * along_n + jnp.minimum(lax.div(piece, along_m) * strip + i, along_n - 1)
+                plgpu.copy_gmem_to_smem(data.at[n, k], data_smem.at[slot, i], full[0].at[slot])
+            for p in range(_POSITIONS):
+                turn_x = turn * _POSITIONS + p
+                slot_x = lax.rem(turn_x, slices)
+
+                @pl.when(turn_x >= slices)
+                def _():
+                    plgpu.barrier_wait(free[1].at[slot_x])
+
+                at = x.at[
+                    pl.ds(lax.rem(piece, along_m) * rows, rows),
+                    pl.ds(k * tiles.TILE_K + p * tiles.SLICE, tiles.SLICE),
+                ]
+                plgpu.copy_gmem_to_smem(at, x_smem.at[slot_x], full[1].at[slot_x])
+
+        for ring, count, depth in (0, end - begin, units), (1, (end - begin) * _POSITIONS, slices):
+
+            @pl.loop(jnp.maximum(count - depth, 0), count)
+            def _(turn):
+                plgpu.barrier_wait(free[ring].at[lax.rem(turn, depth)])
+
+    def multiply(sums, turn, group, data_smem, x_smem, full, free, operand_smem):
+        """Adds the product of one unit, a sum for each half tile of the group."""
+        slot = lax.rem(turn, units)
+        plgpu.barrier_wait(full[0].at[slot])
+        halves = [divmod(group * strip + i, 2) for i in range(strip)]
+        halves = [_load(data_smem.at[slot, tile], half, interpret) for tile, half in halves]
+        plgpu.barrier_arrive(free[0].at[slot])
+        for p in range(_POSITIONS):
+            slot_x = lax.rem(turn * _POSITIONS + p, slices)
+            for i, half in enumerate(halves):
+                codes = _codes(half, p, interpret)
+                if interpret:  # its wgmma reads shared memory alone
+                    operand_smem[...] = codes
+                    codes = operand_smem
+                if i == 0:
+                    plgpu.barrier_wait(full[1].at[slot_x])
+                plgpu.wgmma(sums[i], codes, x_smem.at[slot_x].transpose((1, 0)))
+                plgpu.wgmma_wait(1)  # the one before this is done
+                if i == 0 and p:
+                    before = lax.rem(turn * _POSITIONS + p - 1, slices)
+                    plgpu.barrier_arrive(free[1].at[before])
+        plgpu.wgmma_wait(0)
+        plgpu.barrier_arrive(free[1].at[slot_x])
+
+    def store(sums, piece, group, factors, out):
+        """Writes a piece of the output, or adds to it what this block has of it."""
+        row = lax.rem(piece, along_m) * rows
+        for i, total in enumerate(sums):
+            column = ((lax.div(piece, along_m) * _CONSUMERS + group) * strip + i) * tiles.HALF
+            total = total[...]
+            if factors:
+                total += _vector(factors[0], row, rows, 0, interpret)
+            if scale:
+                x_scale = _vector(factors[1], row, rows, 0, interpret)
+                w_scale = _vector(factors[2], column, rows, 1, interpret)
+                total = total.astype(jnp.float32) * (x_scale * w_scale)
+            at = out.at[pl.ds(row, rows), pl.ds(column, tiles.HALF)].transpose((1, 0))
+            if not interpret:
+                total = plgpu.layout_cast(total, plgpu.Layout.WGMMA_TRANSPOSED)
+            if not split:
+                at[...] = total
+            elif interpret:  # its blocks run one after the other
+                at[...] += total
+            else:
+                plgpu.atomic_add(at, total)
+
+    def body(layer, data, x, *refs):
+        factors, (out, data_smem, x_smem, full, free, *operand_smem) = (
+            refs[:factor_count],
+            refs[factor_count:],
+        )
+        block, group = lax.axis_index("block"), lax.axis_index("group")
+
+        @pl.when(group == _CONSUMERS)
+        def _():
+            plgpu.set_max_registers(_FETCH_REGISTERS, action="decrease")
+            fetch(block, layer[0], data, x, data_smem, x_smem, full, free)
+
+        @pl.when(group < _CONSUMERS)
+        def _():
+            plgpu.set_max_registers(_MULTIPLY_REGISTERS, action="increase")
+            own_smem = operand_smem[0].at[group] if interpret else None
+            begin, end, first, step = share(block)
+
+            @pl.loop(0, lax.div(end + along_k - 1, along_k))
+            def _(i):
+                low = jnp.maximum(begin, i * along_k)
+                high = jnp.minimum(end, (i + 1) * along_k)
+
+                def piece(*sums):
+                    @pl.loop(low, high)
+                    def _(unit):
+                        turn = unit - begin
+                        multiply(sums, turn, group, data_smem, x_smem, full, free, own_smem)
+
+                    store(sums, first + i * step, group, factors, out)
+
+                pl.run_scoped(piece, *[plgpu.ACC((tiles.HALF, rows), jnp.int32)] * strip)
+
+    factor_count = 0 if split else 1 + 2 * scale
+    transforms = (plgpu.TilingTransform((8, tiles.SLICE)), plgpu.SwizzleTransform(tiles.SLICE))
+    scratch = [
+        plgpu.SMEM((units, strip, 2 * _PARTS * PART[0], PART[1]), jnp.uint8),
+        plgpu.SMEM((slices, rows, tiles.SLICE), jnp.int8, transforms=transforms),
+        (plgpu.Barrier(num_arrivals=strip, num_barriers=units), plgpu.Barrier(num_barriers=slices)),
+        tuple(plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=n) for n in (units, slices)),
+    ]
+    if interpret:
+        scratch.append(plgpu.SMEM((_CONSUMERS, *_OPERAND), jnp.int8))
+    size = along_m * rows, strips * strip * tiles.ROWS
+    body.__name__ = "ternax_matrix"
+    return plgpu.kernel(
+        body,
+        out_type=() if split else jax.ShapeDtypeStruct(size, jnp.float32 if scale else jnp.int32),
+        scratch_types=scratch,
+        grid=(blocks,),
+        grid_names=("block",),
+        num_threads=_CONSUMERS + 1,
+        thread_name="group",
+        interpret=plgpu.InterpretGPUParams() if interpret else None,
+    )
+
+
+def _load(data, half, interpret):
+    """Half a tile in shared memory -> its bytes, in the registers that wgmma will read."""
+    at = [pl.ds((half * _PARTS + part) * PART[0], PART[0]) for part in range(_PARTS)]
+    if interpret:
+        return [data[rows] for rows in at]
+    layout = plgpu.Layout.WG_STRIDED(PART, vec_size=16)
+    return [plgpu.load(data.at[rows], layout=layout) for rows in at]
+
+
+def _codes(parts, position, interpret):
+    """int8 [64, 128] for wgmma: the codes, 0 to 3, at one bit position of half a tile."""
+    if not interpret:
+        return _shifted(position, *parts)
+    bytes_ = jnp.stack(parts).reshape(2, 2, 4, 8, 4, 4, 4)  # c h w g q i b
+    codes = ((bytes_ >> (2 * position)) & 3) ^ (2 * (position == _POSITIONS - 1))
+    return codes.astype(jnp.int8).transpose(2, 1, 3, 0, 5, 4, 6).reshape(_OPERAND)
+
+
+def _shifted(position, *parts):
+    """`_codes` in registers, four to a word: a shift and a mask, and at position 3 one bit."""
+    from jax.experimental.mosaic.gpu import fragmented_array
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import arith, vector
+
+    layout = plgpu.Layout.WG_STRIDED(PART, vec_size=16)
+
+    @plgpu.inline_mgpu(
+        arg_types=(layout,) * _PARTS,
+        return_type=plgpu.ShapeDtypeStruct(_OPERAND, jnp.int8, layout=plgpu.Layout.WGMMA_8BIT),
+    )
+    def shift(_, *parts):
+        byte, word = ir.IntegerType.get_signless(8), ir.IntegerType.get_signless(32)
+        one, four = ir.VectorType.get((1,), word), ir.VectorType.get((4,), word)
+        everywhere = lambda code: arith.constant(  # noqa: E731
+            one, ir.DenseElementsAttr.get_splat(one, ir.IntegerAttr.get(word, code))
+        )
+        registers = np.empty((2, 4, 2), object)  # c, i, h
+        for index, part in enumerate(parts):
+            c, h = divmod(index, 2)
+            words = vector.bitcast(four, *part.registers.flat)
+            for i in range(4):
+                codes = vector.extract_strided_slice(
+                    one, words, offsets=[i], sizes=[1], strides=[1]
+                )
+                if position:
+                    codes = arith.shrui(codes, everywhere(2 * position))
+                codes = arith.andi(codes, everywhere(0x03030303))
+                if position == _POSITIONS - 1:
+                    codes = arith.xori(codes, everywhere(0x02020202))
+                registers[c, i, h] = vector.bitcast(ir.VectorType.get((4,), byte), codes)
+        layout = fragmented_array.WGMMA_LAYOUT_8BIT
+        return fragmented_array.FragmentedArray(
+            _registers=registers.reshape(layout.registers_shape(_OPERAND)),
+            _layout=layout,
+            _is_signed=True,
+        )
+
+    return shift(*parts)
+
+
+def _vector(ref, start, rows, axis, interpret):
+    """Values from `start` on of a vector in device memory, as [64, rows] constant along `axis`."""
+    shape = (tiles.HALF, rows)
+    at = ref.at[pl.ds(start, shape[1 - axis])]
+    if interpret:
+        return lax.broadcast_in_dim(at[...], shape, (1 - axis,))
+    values = plgpu.load(at, layout=plgpu.Layout.WGMMA.reduce(axis), optimized=False)
+    return plgpu.layout_cast(
+        lax.broadcast_in_dim(values, shape, (1 - axis,)), plgpu.Layout.WGMMA
+    )
