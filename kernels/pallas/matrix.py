@@ -89,8 +89,7 @@ def _pieces(x, scales, data, shape, layer, config, interpret):
     layers, planes = data.shape[:2]
     along_n, along_k = tiles.grid(shape)
     along_m = -(-x.shape[0] // config["rows"])
-    strips = -(-planes * along_n // config["strip"])
-    size = along_m * config["rows"], strips * config["strip"] * tiles.ROWS
+    size = _size(planes * along_n, along_m, **config)
     offsets = jnp.pad(-x.astype(jnp.int32).sum(1), (0, size[0] - x.shape[0]))
     arguments = (
         jnp.reshape(layer, 1),
@@ -106,27 +105,54 @@ def _pieces(x, scales, data, shape, layer, config, interpret):
     return kernel(*arguments, offsets, *factors)
 
 
-def _kernel(along_n, along_k, along_m, scale, interpret, *, blocks, rows, strip, units, slices, split):
+def _size(along_n, along_m, *, rows, strip, cluster, **_):
+    """The output's (M, N), of whole pieces for every block of a cluster."""
+    wide = cluster * strip
+    return along_m * rows, -(-along_n // wide) * wide * tiles.ROWS
+
+
+def _kernel(
+    along_n,
+    along_k,
+    along_m,
+    scale,
+    interpret,
+    *,
+    blocks,
+    rows,
+    strip,
+    cluster,
+    units,
+    slices,
+    split,
+):
     """(layer [1], tiles [L * along_n, along_k, 64, 256], x [M, K], ...) -> int32 or f32 [M, N].
 
     ...: the output to add to, if split; else offsets [M] and, with `scale`, factors [M], [N].
     """
-    strips = -(-along_n // strip)
-    pieces = along_m * strips
-    blocks = min(blocks, pieces * along_k if split else pieces)
+    if slices < 2:
+        raise ValueError(f"slices must be at least 2, as one is given back late, found {slices}")
+    size = _size(along_n, along_m, rows=rows, strip=strip, cluster=cluster)
+    pieces = along_m * (size[1] // (cluster * strip * tiles.ROWS))
+    clusters = max(1, min(blocks // cluster, pieces * along_k if split else pieces))
 
-    def share(block):
-        """Units begin .. end of a block, along K of its pieces first, first + step, ..."""
+    def share():
+        """Units begin .. end of a cluster, along K of its pieces first, first + step, ..."""
+        index = lax.axis_index("cluster")
         if split:
-            start = block * (pieces * along_k) // blocks
-            stop = (block + 1) * (pieces * along_k) // blocks
+            start = index * (pieces * along_k) // clusters
+            stop = (index + 1) * (pieces * along_k) // clusters
             begin = lax.rem(start, along_k)
             return begin, begin + stop - start, lax.div(start, along_k), 1
-        return 0, lax.div(pieces - block + blocks - 1, blocks) * along_k, block, blocks
+        return 0, lax.div(pieces - index + clusters - 1, clusters) * along_k, index, clusters
 
-    def fetch(block, layer, data, x, data_smem, x_smem, full, free):
+    def strip_of(piece):
+        """This block's strip of its cluster's piece."""
+        return lax.div(piece, along_m) * cluster + lax.axis_index("member")
+
+    def fetch(layer, data, x, data_smem, x_smem, full, free):
         """Puts a block's weights and activations into shared memory, each in a free slot."""
-        begin, end, first, step = share(block)
+        begin, end, first, step = share()
 
         @pl.loop(begin, end)
         def _(unit):
@@ -140,7 +166,7 @@ def _kernel(along_n, along_k, along_m, scale, interpret, *, blocks, rows, strip,
 
             for i in range(strip):
                 # Beyond the last tile the last one again: its products are cut off.
-                n = layer * along_n + jnp.minimum(lax.div(piece, along_m) * strip + i, along_n - 1)
+                n = layer * along_n + jnp.minimum(strip_of(piece) * strip + i, along_n - 1)
                 plgpu.copy_gmem_to_smem(data.at[n, k], data_smem.at[slot, i], full[0].at[slot])
             for p in range(_POSITIONS):
                 turn_x = turn * _POSITIONS + p
@@ -154,7 +180,10 @@ def _kernel(along_n, along_k, along_m, scale, interpret, *, blocks, rows, strip,
                     pl.ds(lax.rem(piece, along_m) * rows, rows),
                     pl.ds(k * tiles.TILE_K + p * tiles.SLICE, tiles.SLICE),
                 ]
-                plgpu.copy_gmem_to_smem(at, x_smem.at[slot_x], full[1].at[slot_x])
+                # Each block of the cluster reads a part of it, for all of them.
+                plgpu.copy_gmem_to_smem(
+                    at, x_smem.at[slot_x], full[1].at[slot_x], collective_axes="member"
+                )
 
         for ring, count, depth in (0, end - begin, units), (1, (end - begin) * _POSITIONS, slices):
 
@@ -190,7 +219,7 @@ def _kernel(along_n, along_k, along_m, scale, interpret, *, blocks, rows, strip,
         """Writes a piece of the output, or adds to it what this block has of it."""
         row = lax.rem(piece, along_m) * rows
         for i, total in enumerate(sums):
-            column = ((lax.div(piece, along_m) * _CONSUMERS + group) * strip + i) * tiles.HALF
+            column = ((strip_of(piece) * _CONSUMERS + group) * strip + i) * tiles.HALF
             total = total[...]
             if factors:
                 total += _vector(factors[0], row, rows, 0, interpret)
@@ -213,18 +242,18 @@ def _kernel(along_n, along_k, along_m, scale, interpret, *, blocks, rows, strip,
             refs[:factor_count],
             refs[factor_count:],
         )
-        block, group = lax.axis_index("block"), lax.axis_index("group")
+        group = lax.axis_index("group")
 
         @pl.when(group == _CONSUMERS)
         def _():
             plgpu.set_max_registers(_FETCH_REGISTERS, action="decrease")
-            fetch(block, layer[0], data, x, data_smem, x_smem, full, free)
+            fetch(layer[0], data, x, data_smem, x_smem, full, free)
 
         @pl.when(group < _CONSUMERS)
         def _():
             plgpu.set_max_registers(_MULTIPLY_REGISTERS, action="increase")
             own_smem = operand_smem[0].at[group] if interpret else None
-            begin, end, first, step = share(block)
+            begin, end, first, step = share()
 
             @pl.loop(0, lax.div(end + along_k - 1, along_k))
             def _(i):
@@ -247,18 +276,24 @@ def _kernel(along_n, along_k, along_m, scale, interpret, *, blocks, rows, strip,
         plgpu.SMEM((units, strip, 2 * _PARTS * PART[0], PART[1]), jnp.uint8),
         plgpu.SMEM((slices, rows, tiles.SLICE), jnp.int8, transforms=transforms),
         (plgpu.Barrier(num_arrivals=strip, num_barriers=units), plgpu.Barrier(num_barriers=slices)),
-        tuple(plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=n) for n in (units, slices)),
+        (
+            plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=units),
+            plgpu.ClusterBarrier(
+                collective_axes=("member",), num_arrivals=_CONSUMERS, num_barriers=slices
+            ),
+        ),
     ]
     if interpret:
         scratch.append(plgpu.SMEM((_CONSUMERS, *_OPERAND), jnp.int8))
-    size = along_m * rows, strips * strip * tiles.ROWS
     body.__name__ = "ternax_matrix"
     return plgpu.kernel(
         body,
         out_type=() if split else jax.ShapeDtypeStruct(size, jnp.float32 if scale else jnp.int32),
         scratch_types=scratch,
-        grid=(blocks,),
-        grid_names=("block",),
+        grid=(clusters,),
+        grid_names=("cluster",),
+        cluster=(cluster,),
+        cluster_names=("member",),
         num_threads=_CONSUMERS + 1,
         thread_name="group",
         interpret=plgpu.InterpretGPUParams() if interpret else None,
