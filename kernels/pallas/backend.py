@@ -20,6 +20,8 @@ from . import tiles
 MIN_JAX = (0, 11, 2)
 # wgmma on int8 with one operand in registers, TMA. Not Blackwell, which has neither.
 COMPUTE_CAPABILITY = "9.0"
+# Of a float activation, see `ternary_matmul.to_digits`.
+_DIGITS = 3
 # The accumulator of a bit position holds up to 128 * 128 * K / 4.
 _MAX_K = 2**31 // (128 * 128 // 4) - 1
 
@@ -63,30 +65,42 @@ def _unusable() -> str | None:
 
 
 def self_test() -> str | None:
-    """A ragged product of each number of rows against numpy integers; None, or what differs."""
+    """Ragged products of few and many rows against numpy integers; None, or what differs.
+
+    Many rows both added up and written at once, scaled: by powers of two, which are exact.
+    """
     random = np.random.default_rng(0)
     k_size, n = 1300, 333
     values = random.integers(-1, 2, (2, 1, k_size, n)).astype(np.int8)
     w = Packed(jnp.asarray(pack_numpy(values, "trit2")), jnp.ones((2, 1, 1, 1)), shape=(k_size, n))
     w = tiles.repack(w)
-    for rows in (1, 11, 40):
+    for rows, changes in (1, {}), (11, {}), (40, {"split": 1}), (140, {"split": 0}):
         x = random.integers(-128, 128, (1, rows, k_size)).astype(np.int8)
         expected = x[0].astype(np.int64) @ values[1, 0].astype(np.int64)
+        scale = 2.0 ** random.integers(-3, 3, (rows, 1)).astype(np.float32)
+        config = {**heuristic(x[0], w), **changes}
         try:
-            found = run(jnp.asarray(x), None, w, jnp.int32(1), heuristic(x[0], w))
+            x, x_scale = jnp.asarray(x), jnp.asarray(scale)
+            found = np.asarray(run(x, x_scale, w, jnp.int32(1), config)) / scale
         except Exception as error:  # whatever compiler or driver say
             return f"its self-test raised {type(error).__name__}: {str(error).splitlines()[0]}"
-        if not np.array_equal(np.asarray(found), expected):
+        if not np.array_equal(found, expected):
             return f"its self-test failed: {rows} rows differ from the integer product"
     return None
 
 
 def heuristic(x, w: Packed) -> Mapping[str, int]:
-    """The decode kernel's settings on the target device."""
-    del x, w
-    from . import decode
+    """The settings, on the target device, of the kernel for as many rows as x has.
 
-    return decode.heuristic(target.current().core_count)
+    x may be float, then each of its rows is one for each digit.
+    """
+    from . import decode, matrix
+
+    blocks = target.current().core_count
+    rows = 1 if x is None else x.shape[0] * (1 if x.dtype == jnp.int8 else _DIGITS)
+    if rows <= decode.MAX_ROWS:
+        return decode.heuristic(blocks)
+    return matrix.heuristic(w.shape, w.num_planes, rows, blocks)
 
 
 def run(
@@ -99,18 +113,23 @@ def run(
 ) -> jax.Array:
     """The packed product of one layer of a stack; arguments as for `reference.run`.
 
-    Rows beyond what one pass holds, digits counted, read the weights again.
-
-    config: of `decode.accumulate`; interpret: as there.
+    config: of `matrix.accumulate`; or of `decode.accumulate`, which reads the weights again for
+    rows beyond what one pass holds, digits counted. interpret: as there.
     """
-    from . import decode
+    from . import decode, matrix
 
     flat = digits.reshape(-1, digits.shape[-1])
-    parts = [
-        decode.accumulate(flat[i : i + decode.MAX_ROWS], w.data, w.shape, layer, config, interpret)
-        for i in range(0, flat.shape[0], decode.MAX_ROWS)
-    ]
-    sums = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+    arguments = w.data, w.shape, layer, config, interpret
+    if "strip" in config:
+        plain = digits.shape[0] * w.num_planes == 1 and w.zero is None
+        if plain and x_scale is not None and not config["split"]:
+            scale = jnp.broadcast_to(w.scale[layer, 0, 0], w.shape[1])
+            return matrix.scaled(flat, (x_scale[:, 0], scale), *arguments)
+        sums = matrix.accumulate(flat, *arguments)
+    else:
+        starts = range(0, flat.shape[0], decode.MAX_ROWS)
+        parts = [decode.accumulate(flat[i : i + decode.MAX_ROWS], *arguments) for i in starts]
+        sums = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
     if x_scale is None:
         return sums[:, 0]
     share = reference.combine(digits, x_scale, w, layer)

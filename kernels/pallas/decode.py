@@ -190,7 +190,7 @@ def ring(stages: int, rows: int) -> list:
 
 def multiply(accumulators, slot, data_smem, x_smem, operand_smem, interpret):
     """Adds one tile's product, each bit position to its own accumulator, four for each half."""
-    halves = [_operand(data_smem.at[slot], half, interpret) for half in (0, 1)]
+    halves = [operand(data_smem.at[slot], half, interpret) for half in (0, 1)]
     for p in range(_POSITIONS):
         digits = x_smem.at[slot, :, pl.ds(tiles.SLICE * p, tiles.SLICE)].transpose((1, 0))
         mask = jnp.int8(np.uint8(3 << (2 * p)).view(np.int8))
@@ -203,7 +203,7 @@ def multiply(accumulators, slot, data_smem, x_smem, operand_smem, interpret):
     plgpu.wgmma_wait(0)
 
 
-def _operand(data, half, interpret):
+def operand(data, half, interpret):
     """int8 [64, 128] for wgmma, four codes a byte, of one half of a tile in shared memory."""
     at = [pl.ds((half * _PARTS + part) * PART[0], PART[0]) for part in range(_PARTS)]
     if not interpret:

@@ -1,21 +1,22 @@
 """The matrix kernel: many rows of int8 activations times trits, at the speed of tensor cores.
 
-A block makes one piece of the output at a time, `rows` of x by `strip` tiles along N. Along K
-it goes in units, of a tile's 512 k. One warpgroup fetches by TMA into two rings of shared
-memory: the strip's tiles of a unit, and x in slices of 128 k, as they lie at a bit position of
-the tiles. Two warpgroups multiply the same x by a half of the strip each:
+A block makes one piece of the output at a time, `rows` of x by a strip of `strip` tiles along N.
+Along K it goes in units, a tile's 512 k. One warpgroup fetches by TMA into two rings of shared
+memory: a unit's tiles of the strip, and x in slices of 128 k, as they lie at a tile's bit
+positions. Two warpgroups multiply the same x by one half of the strip each:
 
     a unit's k        slice 0   slice 1   slice 2   slice 3
     x, shared memory  [rows, 128] each, free again as soon as it is multiplied
     codes, registers  w & 3     w >> 2    w >> 4    w >> 6      one load of w for all four
 
-Codes are shifted down, four to a word, so that one accumulator sums all positions. While tensor
-cores multiply half a tile, the codes of the next one are made.
+Codes are shifted down, four in a word, so that one accumulator sums all positions. While tensor
+cores multiply half a tile, the codes of the next half are made. The blocks of a cluster take
+neighbouring strips and the same rows: each reads a part of x, which arrives at all of them.
 
-Blocks share the work in one of two ways. Whole: pieces in turn, those of a strip together, so
-that its weights come from memory once; a piece is written once, scaled if need be. Split: equal
-shares of all units, as in decode.py, added to the output in int32, whose order does not change a
-sum; for few pieces.
+Clusters share the work in one of two ways. Whole: pieces in turn, those of a strip together, so
+that its weights come from memory once; a piece is written once, scaled if need be. Split, where
+pieces are few: equal shares of all units, as in decode.py, added to the output in int32, whose
+order does not change a sum.
 """
 
 from collections.abc import Mapping
@@ -28,14 +29,45 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from . import tiles
-from .decode import PART
+from .decode import FETCH_REGISTERS, MULTIPLY_REGISTERS, OPERAND, TILE, operand
 
-_PARTS = 4
 _POSITIONS = 4
 _CONSUMERS = 2
-_OPERAND = (tiles.HALF, tiles.SLICE)
-# Registers of a thread that fetches, and of one that multiplies, instead of an equal share.
-_FETCH_REGISTERS, _MULTIPLY_REGISTERS = 40, 232
+# Of a piece: with a strip of two tiles its sums are 128 registers of a thread, half of all.
+_MAX_ROWS = 128
+# wgmma on int8 takes rows in sixteens; so a cluster of two can also share them in eights.
+_ROWS = 16
+# What a block may hold on Hopper, less 1 KiB for barriers and the system.
+_SHARED_BYTES = 226 << 10
+_MAX_BARRIERS = 32
+# Below this share of processors at work, adding parts costs less than waiting for the last piece.
+_EVEN = 0.8
+
+
+def heuristic(shape: tuple[int, int], planes: int, rows: int, blocks: int) -> dict[str, int]:
+    """Settings for `rows` rows of x and W [K, N], on a GPU of `blocks` processors.
+
+    Pieces are as large as registers allow, because what a block reads of x and W for a product
+    falls with their sides: 192 bytes for 128 x 256 products, 128 with a cluster of two.
+    """
+    along_m = -(-rows // _MAX_ROWS)
+    rows = _whole(-(-rows // along_m), _ROWS)
+    along_n, cluster = planes * tiles.grid(shape)[0], 2
+    # Narrower strips where wide ones reach far over the edge.
+    strip = 2 if _whole(along_n, 2 * cluster) <= 1.1 * _whole(along_n, cluster) else 1
+    pieces = along_m * -(-along_n // (cluster * strip))
+    clusters = max(1, blocks // cluster)
+    units = 4 if strip * rows <= _MAX_ROWS else 3
+    slices = (_SHARED_BYTES - units * strip * tiles.TILE_BYTES) // (rows * tiles.SLICE)
+    return {
+        "blocks": blocks,
+        "rows": rows,
+        "strip": strip,
+        "cluster": cluster,
+        "units": units,
+        "slices": min(slices, _MAX_BARRIERS),
+        "split": int(pieces / (-(-pieces // clusters) * clusters) < _EVEN),
+    }
 
 
 def accumulate(
@@ -54,7 +86,8 @@ def accumulate(
       shape: (K, N).
       layer: int32 [].
       config: {"blocks": thread blocks, "rows": of x in a piece, a multiple of 8, "strip": tiles
-        in it, "units": of the strip in flight, "slices": of x in flight, "split": 1 or 0}.
+        in it, "cluster": blocks that share x, 1 or 2, "units": of the strip in flight, "slices":
+        of x in flight, 2 at least, "split": 1 or 0}. rows / cluster is a multiple of 8, or 4.
       interpret: run on the CPU, by Pallas' interpreter of Mosaic GPU. It has neither inline
         instructions nor atomics; each has a twin in jnp here.
 
@@ -93,7 +126,7 @@ def _pieces(x, scales, data, shape, layer, config, interpret):
     offsets = jnp.pad(-x.astype(jnp.int32).sum(1), (0, size[0] - x.shape[0]))
     arguments = (
         jnp.reshape(layer, 1),
-        data.reshape(layers * planes * along_n, along_k, 2 * _PARTS * PART[0], PART[1]),
+        data.reshape(layers * planes * along_n, along_k, *TILE),
         jnp.pad(x, ((0, size[0] - x.shape[0]), (0, -x.shape[1] % tiles.TILE_K))),
     )
     kernel = _kernel(planes * along_n, along_k, along_m, scales is not None, interpret, **config)
@@ -107,8 +140,7 @@ def _pieces(x, scales, data, shape, layer, config, interpret):
 
 def _size(along_n, along_m, *, rows, strip, cluster, **_):
     """The output's (M, N), of whole pieces for every block of a cluster."""
-    wide = cluster * strip
-    return along_m * rows, -(-along_n // wide) * wide * tiles.ROWS
+    return along_m * rows, _whole(along_n, cluster * strip) * tiles.ROWS
 
 
 def _kernel(
@@ -154,49 +186,50 @@ def _kernel(
         """Puts a block's weights and activations into shared memory, each in a free slot."""
         begin, end, first, step = share()
 
+        def slot_for(turn, depth, free):
+            """Where a ring's turn goes, once it is free."""
+
+            @pl.when(turn >= depth)
+            def _():
+                plgpu.barrier_wait(free.at[lax.rem(turn, depth)])
+
+            return lax.rem(turn, depth)
+
+        def until_free(count, depth, free):
+            """A block of a cluster must not end before the others are done with its memory."""
+
+            @pl.loop(jnp.maximum(count - depth, 0), count)
+            def _(turn):
+                plgpu.barrier_wait(free.at[lax.rem(turn, depth)])
+
         @pl.loop(begin, end)
         def _(unit):
             piece, k = first + lax.div(unit, along_k) * step, lax.rem(unit, along_k)
-            turn = unit - begin
-            slot = lax.rem(turn, units)
-
-            @pl.when(turn >= units)
-            def _():
-                plgpu.barrier_wait(free[0].at[slot])
-
+            slot = slot_for(unit - begin, units, free[0])
             for i in range(strip):
                 # Beyond the last tile the last one again: its products are cut off.
                 n = layer * along_n + jnp.minimum(strip_of(piece) * strip + i, along_n - 1)
                 plgpu.copy_gmem_to_smem(data.at[n, k], data_smem.at[slot, i], full[0].at[slot])
+            of_piece = pl.ds(lax.rem(piece, along_m) * rows, rows)
             for p in range(_POSITIONS):
-                turn_x = turn * _POSITIONS + p
-                slot_x = lax.rem(turn_x, slices)
-
-                @pl.when(turn_x >= slices)
-                def _():
-                    plgpu.barrier_wait(free[1].at[slot_x])
-
-                at = x.at[
-                    pl.ds(lax.rem(piece, along_m) * rows, rows),
-                    pl.ds(k * tiles.TILE_K + p * tiles.SLICE, tiles.SLICE),
-                ]
-                # Each block of the cluster reads a part of it, for all of them.
+                slot = slot_for((unit - begin) * _POSITIONS + p, slices, free[1])
                 plgpu.copy_gmem_to_smem(
-                    at, x_smem.at[slot_x], full[1].at[slot_x], collective_axes="member"
+                    x.at[of_piece, pl.ds((k * _POSITIONS + p) * tiles.SLICE, tiles.SLICE)],
+                    x_smem.at[slot],
+                    full[1].at[slot],
+                    # Each block of the cluster reads a part, for all of them.
+                    collective_axes="member",
                 )
 
-        for ring, count, depth in (0, end - begin, units), (1, (end - begin) * _POSITIONS, slices):
-
-            @pl.loop(jnp.maximum(count - depth, 0), count)
-            def _(turn):
-                plgpu.barrier_wait(free[ring].at[lax.rem(turn, depth)])
+        until_free(end - begin, units, free[0])
+        until_free((end - begin) * _POSITIONS, slices, free[1])
 
     def multiply(sums, turn, group, data_smem, x_smem, full, free, operand_smem):
         """Adds the product of one unit, a sum for each half tile of the group."""
         slot = lax.rem(turn, units)
         plgpu.barrier_wait(full[0].at[slot])
         halves = [divmod(group * strip + i, 2) for i in range(strip)]
-        halves = [_load(data_smem.at[slot, tile], half, interpret) for tile, half in halves]
+        halves = [operand(data_smem.at[slot, tile], half, interpret) for tile, half in halves]
         plgpu.barrier_arrive(free[0].at[slot])
         for p in range(_POSITIONS):
             slot_x = lax.rem(turn * _POSITIONS + p, slices)
@@ -238,20 +271,18 @@ def _kernel(
                 plgpu.atomic_add(at, total)
 
     def body(layer, data, x, *refs):
-        factors, (out, data_smem, x_smem, full, free, *operand_smem) = (
-            refs[:factor_count],
-            refs[factor_count:],
-        )
+        factors, refs = refs[:factor_count], refs[factor_count:]
+        out, data_smem, x_smem, full, free, *operand_smem = refs
         group = lax.axis_index("group")
 
         @pl.when(group == _CONSUMERS)
         def _():
-            plgpu.set_max_registers(_FETCH_REGISTERS, action="decrease")
+            plgpu.set_max_registers(FETCH_REGISTERS, action="decrease")
             fetch(layer[0], data, x, data_smem, x_smem, full, free)
 
         @pl.when(group < _CONSUMERS)
         def _():
-            plgpu.set_max_registers(_MULTIPLY_REGISTERS, action="increase")
+            plgpu.set_max_registers(MULTIPLY_REGISTERS, action="increase")
             own_smem = operand_smem[0].at[group] if interpret else None
             begin, end, first, step = share()
 
@@ -273,7 +304,7 @@ def _kernel(
     factor_count = 0 if split else 1 + 2 * scale
     transforms = (plgpu.TilingTransform((8, tiles.SLICE)), plgpu.SwizzleTransform(tiles.SLICE))
     scratch = [
-        plgpu.SMEM((units, strip, 2 * _PARTS * PART[0], PART[1]), jnp.uint8),
+        plgpu.SMEM((units, strip, *TILE), jnp.uint8),
         plgpu.SMEM((slices, rows, tiles.SLICE), jnp.int8, transforms=transforms),
         (plgpu.Barrier(num_arrivals=strip, num_barriers=units), plgpu.Barrier(num_barriers=slices)),
         (
@@ -284,7 +315,7 @@ def _kernel(
         ),
     ]
     if interpret:
-        scratch.append(plgpu.SMEM((_CONSUMERS, *_OPERAND), jnp.int8))
+        scratch.append(plgpu.SMEM((_CONSUMERS, *OPERAND), jnp.int8))
     body.__name__ = "ternax_matrix"
     return plgpu.kernel(
         body,
@@ -300,64 +331,47 @@ def _kernel(
     )
 
 
-def _load(data, half, interpret):
-    """Half a tile in shared memory -> its bytes, in the registers that wgmma will read."""
-    at = [pl.ds((half * _PARTS + part) * PART[0], PART[0]) for part in range(_PARTS)]
+def _codes(bytes_, position, interpret):
+    """int8 [64, 128] for wgmma: the codes, 0 to 3, at one bit position of half a tile.
+
+    In registers a word of four at a time: a shift and a mask, and at position 3, where the upper
+    bit is stored inverted, one bit more.
+    """
+    inverted = 2 * (position == _POSITIONS - 1)
     if interpret:
-        return [data[rows] for rows in at]
-    layout = plgpu.Layout.WG_STRIDED(PART, vec_size=16)
-    return [plgpu.load(data.at[rows], layout=layout) for rows in at]
-
-
-def _codes(parts, position, interpret):
-    """int8 [64, 128] for wgmma: the codes, 0 to 3, at one bit position of half a tile."""
-    if not interpret:
-        return _shifted(position, *parts)
-    bytes_ = jnp.stack(parts).reshape(2, 2, 4, 8, 4, 4, 4)  # c h w g q i b
-    codes = ((bytes_ >> (2 * position)) & 3) ^ (2 * (position == _POSITIONS - 1))
-    return codes.astype(jnp.int8).transpose(2, 1, 3, 0, 5, 4, 6).reshape(_OPERAND)
-
-
-def _shifted(position, *parts):
-    """`_codes` in registers, four to a word: a shift and a mask, and at position 3 one bit."""
+        return ((bytes_ >> (2 * position)) & 3) ^ inverted
     from jax.experimental.mosaic.gpu import fragmented_array
     from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import arith, vector
 
-    layout = plgpu.Layout.WG_STRIDED(PART, vec_size=16)
-
     @plgpu.inline_mgpu(
-        arg_types=(layout,) * _PARTS,
-        return_type=plgpu.ShapeDtypeStruct(_OPERAND, jnp.int8, layout=plgpu.Layout.WGMMA_8BIT),
+        arg_types=(plgpu.Layout.WGMMA_8BIT,),
+        return_type=plgpu.ShapeDtypeStruct(OPERAND, jnp.int8, layout=plgpu.Layout.WGMMA_8BIT),
     )
-    def shift(_, *parts):
-        byte, word = ir.IntegerType.get_signless(8), ir.IntegerType.get_signless(32)
-        one, four = ir.VectorType.get((1,), word), ir.VectorType.get((4,), word)
-        everywhere = lambda code: arith.constant(  # noqa: E731
-            one, ir.DenseElementsAttr.get_splat(one, ir.IntegerAttr.get(word, code))
-        )
-        registers = np.empty((2, 4, 2), object)  # c, i, h
-        for index, part in enumerate(parts):
-            c, h = divmod(index, 2)
-            words = vector.bitcast(four, *part.registers.flat)
-            for i in range(4):
-                codes = vector.extract_strided_slice(
-                    one, words, offsets=[i], sizes=[1], strides=[1]
-                )
-                if position:
-                    codes = arith.shrui(codes, everywhere(2 * position))
-                codes = arith.andi(codes, everywhere(0x03030303))
-                if position == _POSITIONS - 1:
-                    codes = arith.xori(codes, everywhere(0x02020202))
-                registers[c, i, h] = vector.bitcast(ir.VectorType.get((4,), byte), codes)
-        layout = fragmented_array.WGMMA_LAYOUT_8BIT
+    def codes(_, array):
+        word = ir.IntegerType.get_signless(32)
+        one = ir.VectorType.get((1,), word)
+
+        def each(byte):
+            words = ir.IntegerAttr.get(word, byte * 0x01010101)
+            return arith.constant(one, ir.DenseElementsAttr.get_splat(one, words))
+
+        registers = np.empty_like(array.registers)
+        for at, register in np.ndenumerate(array.registers):
+            words = vector.bitcast(one, register)
+            if position:
+                shift = ir.IntegerAttr.get(word, 2 * position)
+                shift = arith.constant(one, ir.DenseElementsAttr.get_splat(one, shift))
+                words = arith.shrui(words, shift)
+            words = arith.andi(words, each(3))
+            if inverted:
+                words = arith.xori(words, each(inverted))
+            registers[at] = vector.bitcast(register.type, words)
         return fragmented_array.FragmentedArray(
-            _registers=registers.reshape(layout.registers_shape(_OPERAND)),
-            _layout=layout,
-            _is_signed=True,
+            _registers=registers, _layout=array.layout, _is_signed=True
         )
 
-    return shift(*parts)
+    return codes(bytes_)
 
 
 def _vector(ref, start, rows, axis, interpret):
@@ -367,6 +381,9 @@ def _vector(ref, start, rows, axis, interpret):
     if interpret:
         return lax.broadcast_in_dim(at[...], shape, (1 - axis,))
     values = plgpu.load(at, layout=plgpu.Layout.WGMMA.reduce(axis), optimized=False)
-    return plgpu.layout_cast(
-        lax.broadcast_in_dim(values, shape, (1 - axis,)), plgpu.Layout.WGMMA
-    )
+    return plgpu.layout_cast(lax.broadcast_in_dim(values, shape, (1 - axis,)), plgpu.Layout.WGMMA)
+
+
+def _whole(count: int, of: int) -> int:
+    """`count`, up to a multiple of `of`."""
+    return -(-count // of) * of
