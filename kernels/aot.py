@@ -29,6 +29,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from . import sass, target
+from .packing import Packed
 from .pallas import backend, tiles
 from .shapes import SHAPES, products
 
@@ -181,12 +182,16 @@ def _run(tool: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def decode_report(device: str, name: str, k_size: int, n: int, rows: int) -> dict:
-    """The record of the decode kernel on one layer of a stack, for `rows` rows of activations."""
-    kernel = _decode_kernel(device, k_size, n, -(-rows // 8) * 8)
+def report(device: str, name: str, k_size: int, n: int, rows: int) -> dict:
+    """The record of the kernel for `rows` rows of activations, on one layer of a stack."""
+    w = _stack(k_size, n)
+    with target.compiling_for(DEVICES[device].target):
+        config = backend.heuristic(jax.ShapeDtypeStruct((rows, k_size), jnp.int8), w)
+    whole = config.get("rows", 8)  # kernels pad rows to as many, so that some have the same
+    kernel = _kernel(device, w, -(-rows // whole) * whole, tuple(config.items()))
     return {
         "kind": "compiled",
-        "kernel": "decode",
+        "kernel": "matrix" if "strip" in config else "decode",
         "device": DEVICES[device].target.kind,
         "shape": name,
         "k": k_size,
@@ -198,19 +203,23 @@ def decode_report(device: str, name: str, k_size: int, n: int, rows: int) -> dic
     }
 
 
-@functools.cache
-def _decode_kernel(device: str, k_size: int, n: int, rows: int) -> dict:
-    """What is compiled for it; rows in eights, as the kernel pads them."""
-    from .pallas import decode
+def _stack(k_size: int, n: int) -> Packed:
+    """Shapes of a stack of weights."""
+    data = jax.ShapeDtypeStruct((_LAYERS, 1, *tiles.data_shape((k_size, n))), jnp.uint8)
+    scale = jax.ShapeDtypeStruct((_LAYERS, 1, 1, 1), jnp.float32)
+    return Packed(data, scale, layout=tiles.LAYOUT, shape=(k_size, n))
 
-    shape, config = (k_size, n), decode.heuristic(DEVICES[device].target.core_count)
-    weights = jax.ShapeDtypeStruct((_LAYERS, 1, *tiles.data_shape(shape)), jnp.uint8)
+
+@functools.cache
+def _kernel(device: str, w: Packed, rows: int, config: tuple[tuple[str, int], ...]) -> dict:
+    """What is compiled for int8 activations with scales, as models multiply them."""
     with dumped_kernels() as folder:
         compiled = compile_for(
             device,
-            lambda x, data, layer: decode.accumulate(x, data, shape, layer, config),
-            jax.ShapeDtypeStruct((rows, k_size), jnp.int8),
-            weights,
+            lambda x, x_scale, w, layer: backend.run(x[None], x_scale, w, layer, dict(config)),
+            jax.ShapeDtypeStruct((rows, w.shape[0]), jnp.int8),
+            jax.ShapeDtypeStruct((rows, 1), jnp.float32),
+            w,
             jax.ShapeDtypeStruct((), jnp.int32),
         )
         found = inspect(folder)
@@ -218,9 +227,9 @@ def _decode_kernel(device: str, k_size: int, n: int, rows: int) -> dict:
     if memory is None:
         raise UsageError("the compiler plans no memory: jax and its CUDA plugin do not match")
     return {
-        "config": config,
+        "config": dict(config),
         **found,
-        "layer_bytes": math.prod(weights.shape) // _LAYERS,
+        "layer_bytes": math.prod(w.data.shape) // _LAYERS,
         "temporary_bytes": memory.temp_size_in_bytes,
     }
 
@@ -251,7 +260,7 @@ def main(argv=None) -> int:
     flag = functools.partial(parser.add_argument, metavar="...")
     flag("--device", default="h200", help=f"of {', '.join(DEVICES)} [h200]")
     flag("--shapes", default="70b", help="a model or model:part, behind commas [70b]")
-    flag("--rows", default="1,16", help="rows of activations, 1 to 16, behind commas [1,16]")
+    flag("--rows", default="1,16", help="rows of activations, behind commas [1,16]")
     try:
         args = parser.parse_args(argv)
         if args.device not in DEVICES:
@@ -259,14 +268,14 @@ def main(argv=None) -> int:
                 f"--device: expected one of {', '.join(DEVICES)}, found {args.device!r}"
             )
         rows = args.rows.split(",")
-        if not all(text.isdecimal() and 1 <= int(text) <= 16 for text in rows):
-            raise UsageError(f"--rows: expected integers from 1 to 16, found {args.rows!r}")
+        if not all(text.isdecimal() and int(text) for text in rows):
+            raise UsageError(f"--rows: expected integers of at least 1, found {args.rows!r}")
         shapes = find_shapes(args.shapes)
         if reason := why_not():
             raise UsageError(f"cannot compile ahead of time here: {reason}")
         for shape in shapes:
             for count in rows:
-                print(json.dumps(decode_report(args.device, *shape, int(count))), flush=True)
+                print(json.dumps(report(args.device, *shape, int(count))), flush=True)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
