@@ -126,14 +126,18 @@ def devices(name: str, count: int = 1) -> list:
     return topology.devices
 
 
-def compile_for(name: str, function, *arguments) -> jax.stages.Compiled:
-    """`jit(function)` for DEVICES[name]; arguments are arrays or their shapes, in pytrees."""
+def compile_for(
+    name: str, function, *arguments, donate: tuple[int, ...] = ()
+) -> jax.stages.Compiled:
+    """`jit(function)` for DEVICES[name]; arguments are arrays or their shapes, in pytrees, those
+    at `donate` given away."""
     where = SingleDeviceSharding(devices(name)[0])
     there = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), arguments
     )
     with target.compiling_for(DEVICES[name].target):
-        return jax.jit(function).trace(*there).lower(lowering_platforms=("cuda",)).compile()
+        jitted = jax.jit(function, donate_argnums=donate)
+        return jitted.trace(*there).lower(lowering_platforms=("cuda",)).compile()
 
 
 @contextlib.contextmanager
@@ -159,20 +163,31 @@ def dumped_kernels():
 
 def inspect(folder: pathlib.Path) -> dict:
     """What ptxas makes of the one kernel dumped in `folder`."""
-    [ptx] = folder.glob("*.ptx")
-    cubin = folder / "kernel.cubin"
-    arch = re.findall(r"\.target (\w+)", ptx.read_text())[0]
-    made = _run("ptxas", "-v", f"-arch={arch}", str(ptx), "-o", str(cubin))
-    loop = sass.main_loop(_run("nvdisasm", "-c", str(cubin)))
-    [resources] = folder.glob("*.resources.txt")
-    shared = re.findall(r"smem_scratch_bytes=(\d+)", resources.read_text())[0]
+    [(kernel, found)] = kernels(folder).items()
+    loop = sass.main_loop(disassembled(folder, kernel))
     return {
-        **sass.resources(made),
-        "shared_bytes": int(shared),
+        **found,
         "issued_per_weight": round(loop.issued_per_weight, 4),
         "alu_per_weight": round(loop.alu_per_weight, 4),
         "loop": loop.instructions,
     }
+
+
+def kernels(folder: pathlib.Path) -> dict[str, dict[str, int]]:
+    """Registers, spills and shared memory of each kernel dumped in `folder`, by its name."""
+    found = {}
+    for ptx in sorted(folder.glob("*.ptx")):
+        [resources] = folder.glob(f"{ptx.stem}.resources.txt")
+        shared = re.findall(r"smem_scratch_bytes=(\d+)", resources.read_text())[0]
+        arch = re.findall(r"\.target (\w+)", ptx.read_text())[0]
+        made = _run("ptxas", "-v", f"-arch={arch}", str(ptx), "-o", str(ptx.with_suffix(".cubin")))
+        found[ptx.stem] = {**sass.resources(made), "shared_bytes": int(shared)}
+    return found
+
+
+def disassembled(folder: pathlib.Path, kernel: str) -> str:
+    """nvdisasm's text of one of `kernels(folder)`."""
+    return _run("nvdisasm", "-c", str(folder / f"{kernel}.cubin"))
 
 
 def _run(tool: str, *arguments: str) -> str:

@@ -5,7 +5,9 @@ copied. Products are exact in int32; scales enter behind them, in XLA, by the re
 formula, so both backends give the same floats.
 """
 
+import concurrent.futures
 import functools
+import warnings
 from collections.abc import Mapping
 
 import jax
@@ -60,8 +62,14 @@ def _unfit(w: Packed | None) -> str | None:
 
 @functools.cache
 def _unusable() -> str | None:
-    with jax.ensure_compile_time_eval():
-        return self_test()
+    return _aside(self_test)
+
+
+def _aside(test):
+    """What a test returns, called in a thread of its own: whoever asks may be tracing, a thread
+    does not. `jax.ensure_compile_time_eval` would take a kernel's own indices for constants."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(test).result()
 
 
 def self_test() -> str | None:
@@ -134,3 +142,31 @@ def run(
         return sums[:, 0]
     share = reference.combine(digits, x_scale, w, layer)
     return functools.reduce(jnp.add, (share(sums[:, p], p, 0, 0) for p in range(w.num_planes)))
+
+
+def why_not_attend(qkv, k) -> str | None:
+    """None where `attend` takes these arguments, in a program that this backend runs; says aloud
+    where a GPU has failed the self-test."""
+    from . import attention
+
+    reason = attention.why_not(qkv, k)
+    return reason or (_unusable_attention() if target.current().present else None)
+
+
+@functools.cache
+def _unusable_attention() -> str | None:
+    from . import attention_self_test
+
+    reason = _aside(attention_self_test.self_test)
+    if reason:
+        warnings.warn(f"decode attention on Mosaic GPU is not used: {reason}", stacklevel=3)
+    return reason
+
+
+def attend(qkv, rope, k, v, k_scale, v_scale, start, length, layer):
+    """One token a row, as `kernels.attention.step_attention` has it, by `attention.step`."""
+    from . import attention
+
+    heads = qkv.shape[-1] // k.shape[-1] - 2 * k.shape[2]
+    config = attention.heuristic(target.current().core_count, heads, k)
+    return attention.step(qkv, rope, k, v, k_scale, v_scale, start, length, layer, config)
