@@ -102,13 +102,13 @@ def heuristic(x, w: Packed) -> Mapping[str, int]:
 
     x may be float, then each of its rows is one for each digit.
     """
-    from . import decode, matrix
+    from . import decode, matrix_pieces
 
     blocks = target.current().core_count
     rows = 1 if x is None else x.shape[0] * (1 if x.dtype == jnp.int8 else _DIGITS)
     if rows <= decode.MAX_ROWS:
         return decode.heuristic(blocks)
-    return matrix.heuristic(w.shape, w.num_planes, rows, blocks)
+    return matrix_pieces.heuristic(w.shape, w.num_planes, rows, blocks)
 
 
 def run(

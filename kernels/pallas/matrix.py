@@ -12,11 +12,6 @@ positions. Two warpgroups multiply the same x by one half of the strip each:
 Codes are shifted down, four in a word, so that one accumulator sums all positions. While tensor
 cores multiply half a tile, the codes of the next half are made. The blocks of a cluster take
 neighbouring strips and the same rows: each reads a part of x, which arrives at all of them.
-
-Clusters share the work in one of two ways. Whole: pieces in turn, those of a strip together, so
-that its weights come from memory once; a piece is written once, scaled if need be. Split, where
-pieces are few: equal shares of all units, as in decode.py, added to the output in int32, whose
-order does not change a sum.
 """
 
 from collections.abc import Mapping
@@ -30,44 +25,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from . import tiles
 from .decode import FETCH_REGISTERS, MULTIPLY_REGISTERS, OPERAND, TILE, operand
+from .matrix_pieces import size_of
 
 _POSITIONS = 4
 _CONSUMERS = 2
-# Of a piece: with a strip of two tiles its sums are 128 registers of a thread, half of all.
-_MAX_ROWS = 128
-# wgmma on int8 takes rows in sixteens; so a cluster of two can also share them in eights.
-_ROWS = 16
-# What a block may hold on Hopper, less 1 KiB for barriers and the system.
-_SHARED_BYTES = 226 << 10
-_MAX_BARRIERS = 32
-# Below this share of processors at work, adding parts costs less than waiting for the last piece.
-_EVEN = 0.8
-
-
-def heuristic(shape: tuple[int, int], planes: int, rows: int, blocks: int) -> dict[str, int]:
-    """Settings for `rows` rows of x and W [K, N], on a GPU of `blocks` processors.
-
-    Pieces are as large as registers allow, because what a block reads of x and W for a product
-    falls with their sides: 192 bytes for 128 x 256 products, 128 with a cluster of two.
-    """
-    along_m = -(-rows // _MAX_ROWS)
-    rows = _whole(-(-rows // along_m), _ROWS)
-    along_n, cluster = planes * tiles.grid(shape)[0], 2
-    # Narrower strips where wide ones reach far over the edge.
-    strip = 2 if _whole(along_n, 2 * cluster) <= 1.1 * _whole(along_n, cluster) else 1
-    pieces = along_m * -(-along_n // (cluster * strip))
-    clusters = max(1, blocks // cluster)
-    units = 4 if strip * rows <= _MAX_ROWS else 3
-    slices = (_SHARED_BYTES - units * strip * tiles.TILE_BYTES) // (rows * tiles.SLICE)
-    return {
-        "blocks": blocks,
-        "rows": rows,
-        "strip": strip,
-        "cluster": cluster,
-        "units": units,
-        "slices": min(slices, _MAX_BARRIERS),
-        "split": int(pieces / (-(-pieces // clusters) * clusters) < _EVEN),
-    }
 
 
 def accumulate(
@@ -122,14 +83,14 @@ def _pieces(x, scales, data, shape, layer, config, interpret):
     layers, planes = data.shape[:2]
     along_n, along_k = tiles.grid(shape)
     along_m = -(-x.shape[0] // config["rows"])
-    size = _size(planes * along_n, along_m, **config)
+    size = size_of(planes * along_n, along_m, config)
     offsets = jnp.pad(-x.astype(jnp.int32).sum(1), (0, size[0] - x.shape[0]))
     arguments = (
         jnp.reshape(layer, 1),
         data.reshape(layers * planes * along_n, along_k, *TILE),
         jnp.pad(x, ((0, size[0] - x.shape[0]), (0, -x.shape[1] % tiles.TILE_K))),
     )
-    kernel = _kernel(planes * along_n, along_k, along_m, scales is not None, interpret, **config)
+    kernel = _kernel(planes * along_n, along_k, along_m, scales is not None, interpret, config)
     if config["split"]:
         out = jax.new_ref(jnp.broadcast_to(offsets[:, None], size))
         kernel(*arguments, out)
@@ -138,35 +99,18 @@ def _pieces(x, scales, data, shape, layer, config, interpret):
     return kernel(*arguments, offsets, *factors)
 
 
-def _size(along_n, along_m, *, rows, strip, cluster, **_):
-    """The output's (M, N), of whole pieces for every block of a cluster."""
-    return along_m * rows, _whole(along_n, cluster * strip) * tiles.ROWS
-
-
-def _kernel(
-    along_n,
-    along_k,
-    along_m,
-    scale,
-    interpret,
-    *,
-    blocks,
-    rows,
-    strip,
-    cluster,
-    units,
-    slices,
-    split,
-):
+def _kernel(along_n, along_k, along_m, scale, interpret, config):
     """(layer [1], tiles [L * along_n, along_k, 64, 256], x [M, K], ...) -> int32 or f32 [M, N].
 
     ...: the output to add to, if split; else offsets [M] and, with `scale`, factors [M], [N].
     """
+    rows, strip, cluster, split = (config[key] for key in ("rows", "strip", "cluster", "split"))
+    units, slices = config["units"], config["slices"]
     if slices < 2:
         raise ValueError(f"slices must be at least 2, as one is given back late, found {slices}")
-    size = _size(along_n, along_m, rows=rows, strip=strip, cluster=cluster)
+    size = size_of(along_n, along_m, config)
     pieces = along_m * (size[1] // (cluster * strip * tiles.ROWS))
-    clusters = max(1, min(blocks // cluster, pieces * along_k if split else pieces))
+    clusters = max(1, min(config["blocks"] // cluster, pieces * along_k if split else pieces))
 
     def share():
         """Units begin .. end of a cluster, along K of its pieces first, first + step, ..."""
@@ -382,8 +326,3 @@ def _vector(ref, start, rows, axis, interpret):
         return lax.broadcast_in_dim(at[...], shape, (1 - axis,))
     values = plgpu.load(at, layout=plgpu.Layout.WGMMA.reduce(axis), optimized=False)
     return plgpu.layout_cast(lax.broadcast_in_dim(values, shape, (1 - axis,)), plgpu.Layout.WGMMA)
-
-
-def _whole(count: int, of: int) -> int:
-    """`count`, up to a multiple of `of`."""
-    return -(-count // of) * of

@@ -15,7 +15,7 @@ RECORDS = ROOT / "results" / "aot-h200" / "kernels.jsonl"
 
 
 # Instructions a weight, of the ALU and of all: matrix shifts besides masking, for all its rows.
-MOST = {"decode": (0.30, 0.50), "matrix": (0.60, 1.00)}
+MOST = {"decode": (0.30, 0.50), "matrix": (0.65, 1.20)}
 
 
 def check(record):
@@ -24,14 +24,17 @@ def check(record):
     alu, issued = MOST[record["kernel"]]
     assert record["alu_per_weight"] <= alu
     assert record["issued_per_weight"] <= issued
-    # What a loop's turn is counted by: 64 rows of W x 512 k of a warpgroup, once or twice.
-    assert record["loop"]["IGMMA"] == 16 * record["config"].get("strip", 2)
+    config = record["config"]
+    assert record["loop"]["IGMMA"] == 16 * config.get("strip", 2)  # what a turn is counted by
     assert record["shared_bytes"] <= 232448 - 1024  # of a block on Hopper, barriers apart
-    # What lies beside the arguments is activations and, where blocks add them up, sums, whole
-    # pieces of them: no layer of weights.
-    rows = max(16, record["rows"] + 15)
-    sums = 0 if record["config"].get("split") == 0 else 8 * (record["n"] + 511) * rows
-    assert record["temporary_bytes"] <= sums + 4 * record["k"] * rows + (1 << 16)
+    # What lies beside the arguments: activations if they are padded, sums where blocks add them
+    # up, scales. No layer of weights, no output twice.
+    k, n, rows = record["k"], record["n"], record["rows"]
+    piece = config.get("rows", 16)
+    padded = -(-rows // piece) * piece
+    room = 0 if k % 512 == 0 and rows == padded else padded * (k + 512)
+    room += 8 * (n + 512) * padded if config.get("split", 1) else 0
+    assert record["temporary_bytes"] <= room + 4 * n + (1 << 16)
 
 
 def test_kernels_compile_for_an_h200():

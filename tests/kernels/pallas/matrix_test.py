@@ -16,7 +16,6 @@ import pytest
 from ternax.kernels import packing, reference
 from ternax.kernels.packing import Packed
 from ternax.kernels.pallas import backend, tiles
-from ternax.kernels.shapes import SHAPES
 
 if jax.__version_info__ < backend.MIN_JAX:
     pytest.skip("this jax has no interpreter of Mosaic GPU", allow_module_level=True)
@@ -123,22 +122,6 @@ def test_digits_of_floats_go_through_it_too():
     whole = {"block_rows": shape[1]}
     expected = reference.run(digits, x_scale, tiles.canonical(w), jnp.int32(0), whole)
     np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("shape", sorted({*SHAPES["70b"].values(), (2560, 3840), (64, 1)}))
-def test_settings_fit_the_gpu(shape):
-    for rows in (*range(17, 300), 1000, 2048, 5000):
-        found = matrix.heuristic(shape, 1, rows, 132)
-        piece, strip, cluster = found["rows"], found["strip"], found["cluster"]
-        assert piece % 16 == 0 and piece * strip <= 256 and strip <= 2
-        # Rows of padding: less than a sixteen for each piece.
-        assert 0 <= -rows % piece < 16 * -(-rows // piece)
-        bytes_ = found["units"] * strip * tiles.TILE_BYTES + found["slices"] * piece * 128
-        assert bytes_ <= 232448 - 1024
-        assert 8 <= found["slices"] <= 32
-        pieces = -(-rows // piece) * -(-tiles.grid(shape)[0] // (strip * cluster))
-        busy = pieces / (-(-pieces // 66) * 66)
-        assert found["split"] == (busy < 0.8)
 
 
 def test_one_slice_in_flight_would_wait_for_ever():
