@@ -220,9 +220,14 @@ def report(device: str, name: str, k_size: int, n: int, rows: int) -> dict:
 
 def _stack(k_size: int, n: int) -> Packed:
     """Shapes of a stack of weights."""
-    data = jax.ShapeDtypeStruct((_LAYERS, 1, *tiles.data_shape((k_size, n))), jnp.uint8)
-    scale = jax.ShapeDtypeStruct((_LAYERS, 1, 1, 1), jnp.float32)
-    return Packed(data, scale, layout=tiles.LAYOUT, shape=(k_size, n))
+    size = (_LAYERS, 1, *tiles.data_shape((k_size, n)))
+    make = lambda: Packed(  # noqa: E731
+        jnp.zeros(size, jnp.uint8),
+        jnp.ones((_LAYERS, 1, 1, 1)),
+        layout=tiles.LAYOUT,
+        shape=(k_size, n),
+    )
+    return jax.eval_shape(make)
 
 
 @functools.cache
