@@ -29,7 +29,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from . import sass, target
-from .packing import Packed
+from .packing import CANONICAL, FORMATS, Packed
 from .pallas import backend, tiles
 from .shapes import SHAPES, products
 
@@ -77,6 +77,8 @@ DEVICES = {
     "h100": _device("NVIDIA H100 80GB HBM3", _H100),
 }
 
+# Of one pass of the head kernel.
+_MAX_HEAD_ROWS = 96
 # Of a stack that is compiled for: enough that a copy of a layer would show.
 _LAYERS = 4
 
@@ -198,40 +200,45 @@ def _run(tool: str, *arguments: str) -> str:
 
 
 def report(device: str, name: str, k_size: int, n: int, rows: int) -> dict:
-    """The record of the kernel for `rows` rows of activations, on one layer of a stack."""
-    w = _stack(k_size, n)
+    """The record of a shape's kernel on one layer of a stack, for `rows` rows of activations."""
+    w = _stack(name, k_size, n)
     with target.compiling_for(DEVICES[device].target):
         config = backend.heuristic(jax.ShapeDtypeStruct((rows, k_size), jnp.int8), w)
     whole = config.get("rows", 8)  # kernels pad rows to as many, so that some have the same
-    kernel = _kernel(device, w, -(-rows // whole) * whole, tuple(config.items()))
+    found = _compiled(device, w, -(-rows // whole) * whole, tuple(config.items()))
     return {
         "kind": "compiled",
-        "kernel": "matrix" if "strip" in config else "decode",
+        "kernel": "head" if _is_head(name) else "matrix" if "strip" in config else "decode",
         "device": DEVICES[device].target.kind,
         "shape": name,
         "k": k_size,
         "n": n,
         "rows": rows,
-        **kernel,
+        **found,
         "jax": jax.__version__,
         "ptxas": _run("ptxas", "--version").strip().splitlines()[-1],
     }
 
 
-def _stack(k_size: int, n: int) -> Packed:
-    """Shapes of a stack of weights."""
-    size = (_LAYERS, 1, *tiles.data_shape((k_size, n)))
-    make = lambda: Packed(  # noqa: E731
-        jnp.zeros(size, jnp.uint8),
-        jnp.ones((_LAYERS, 1, 1, 1)),
-        layout=tiles.LAYOUT,
-        shape=(k_size, n),
-    )
+def _is_head(name: str) -> bool:
+    return name.endswith(":head")
+
+
+def _stack(name: str, k_size: int, n: int) -> Packed:
+    """Shapes of a stack of weights: tiles of trits, or the canonical int8 of a head."""
+    size, format, layout = tiles.data_shape((k_size, n)), "trit2", tiles.LAYOUT
+    if _is_head(name):
+        size, format, layout = (n, FORMATS["int8"].row_bytes(k_size)), "int8", CANONICAL
+
+    def make():
+        data, scale = jnp.zeros((_LAYERS, 1, *size), jnp.uint8), jnp.ones((_LAYERS, 1, 1, 1))
+        return Packed(data, scale, None, format, layout, (k_size, n))
+
     return jax.eval_shape(make)
 
 
 @functools.cache
-def _kernel(device: str, w: Packed, rows: int, config: tuple[tuple[str, int], ...]) -> dict:
+def _compiled(device: str, w: Packed, rows: int, config: tuple[tuple[str, int], ...]) -> dict:
     """What is compiled for int8 activations with scales, as models multiply them."""
     with dumped_kernels() as folder:
         compiled = compile_for(
@@ -255,16 +262,14 @@ def _kernel(device: str, w: Packed, rows: int, config: tuple[tuple[str, int], ..
 
 
 def find_shapes(names: str) -> list[tuple[str, int, int]]:
-    """(name, K, N) of "70b" (all ternary parts of a model) or "70b:down", behind commas."""
+    """(name, K, N) of "70b" (all of a model) or "70b:down", behind commas."""
     found = []
     for name in names.split(","):
-        known = {
-            each: shape for each, shape in products(name).items() if not each.endswith(":head")
-        }
+        known = products(name)
         if not known:
             raise UsageError(
                 f"--shapes: expected one of {', '.join(SHAPES)}, alone or as model:part with part "
-                f"among qkv, o, gate_up, down; found {name!r}"
+                f"among {', '.join(SHAPES['70b'])}; found {name!r}"
             )
         found += [(each, *shape) for each, shape in known.items()]
     return found
@@ -280,17 +285,23 @@ def main(argv=None) -> int:
     flag = functools.partial(parser.add_argument, metavar="...")
     flag("--device", default="h200", help=f"of {', '.join(DEVICES)} [h200]")
     flag("--shapes", default="70b", help="a model or model:part, behind commas [70b]")
-    flag("--rows", default="1,16", help="rows of activations, behind commas [1,16]")
+    flag(
+        "--rows",
+        default="1,16",
+        help="rows of activations, with heads up to 96 [1,16]",
+    )
     try:
         args = parser.parse_args(argv)
         if args.device not in DEVICES:
             raise UsageError(
                 f"--device: expected one of {', '.join(DEVICES)}, found {args.device!r}"
             )
-        rows = args.rows.split(",")
-        if not all(text.isdecimal() and int(text) for text in rows):
-            raise UsageError(f"--rows: expected integers of at least 1, found {args.rows!r}")
-        shapes = find_shapes(args.shapes)
+        shapes, rows = find_shapes(args.shapes), args.rows.split(",")
+        heads = any(_is_head(name) for name, _, _ in shapes)
+        most = _MAX_HEAD_ROWS if heads else sys.maxsize
+        if not all(text.isdecimal() and 1 <= int(text) <= most for text in rows):
+            limit = f"from 1 to {most}, with heads" if heads else "of at least 1"
+            raise UsageError(f"--rows: expected integers {limit}, found {args.rows!r}")
         if reason := why_not():
             raise UsageError(f"cannot compile ahead of time here: {reason}")
         for shape in shapes:

@@ -1,8 +1,8 @@
 """The GPU backend: Pallas kernels on Mosaic GPU, for Hopper's wgmma and TMA.
 
-Weights come in tiles (`tiles.repack`), the whole stack with a layer index, so nothing is
-copied. Products are exact in int32; scales enter behind them, in XLA, by the reference's own
-formula, so both backends give the same floats.
+Trits come in tiles (`tiles.repack`), int8 codes as they are, each the whole stack with a layer
+index, so nothing is copied. Products are exact in int32; scales enter behind them, in XLA, by
+the reference's own formula, so both backends give the same floats.
 """
 
 import concurrent.futures
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import reference, target
-from ..packing import Packed, pack_numpy
+from ..packing import CANONICAL, FORMATS, Packed, pack_numpy
 from . import tiles
 
 # `plgpu.kernel` as it is called here; older ones differ, and jax 0.10 cannot interpret it.
@@ -24,13 +24,17 @@ MIN_JAX = (0, 11, 2)
 COMPUTE_CAPABILITY = "9.0"
 # Of a float activation, see `ternary_matmul.to_digits`.
 _DIGITS = 3
-# The accumulator of a bit position holds up to 128 * 128 * K / 4.
-_MAX_K = 2**31 // (128 * 128 // 4) - 1
+# Of each format: the layout that its kernel reads, and the longest K. The accumulator of one of
+# four bit positions of trits holds up to 128 * 128 * K / 4, that of int8 128 * 128 * K.
+_LAYOUTS = {"trit2": tiles.LAYOUT, "int8": CANONICAL}
+_MAX_K = {"trit2": 2**31 // (128 * 128 // 4) - 1, "int8": 2**31 // (128 * 128) - 1}
+# Each pass over a table holds a few rows, and the sums of all passes lie in memory together: a
+# whole text is better off with the reference, which has neither.
+_MAX_TABLE_ROWS = 256
 
 
 def why_not(platform: str, x, w: Packed | None) -> str | None:
     """None where the kernels run, on a GPU that has passed their self-test; else one line."""
-    del x
     if platform != "gpu":
         return f"it runs on gpu, this is {platform}"
     if jax.__version_info__ < MIN_JAX:
@@ -42,27 +46,34 @@ def why_not(platform: str, x, w: Packed | None) -> str | None:
             f"it needs compute capability {COMPUTE_CAPABILITY} (H100, H200), {device.kind} has "
             f"{device.compute_capability or 'none'}"
         )
-    return _unfit(w) or (_unusable() if device.present else None)
+    if reason := _unfit(x, w):
+        return reason
+    formats = (_LAYOUTS if w is None else (w.format,)) if device.present else ()
+    return next(filter(None, map(_unusable, formats)), None)
 
 
-def _unfit(w: Packed | None) -> str | None:
-    """What of a weight the kernels cannot read."""
+def _unfit(x, w: Packed | None) -> str | None:
+    """What of a weight the kernels cannot read, or of a table the reference reads as well."""
     if w is None:
         return None
-    if w.format != "trit2":
-        return f"it multiplies trit2, found {w.format}"
+    if w.format not in _LAYOUTS:
+        return f"it multiplies {' and '.join(_LAYOUTS)}, found {w.format}"
     if w.groups != 1:
         return f"it takes one scale group along K, found {w.groups}"
-    if w.shape[0] > _MAX_K:
-        return f"its accumulators hold K up to {_MAX_K}, found {w.shape[0]}"
-    if w.layout != tiles.LAYOUT:
-        return f"it reads the layout {tiles.LAYOUT!r}, found {w.layout!r}"
+    if w.format == "int8" and w.num_planes != 1:
+        return f"it takes one plane of int8, found {w.num_planes}"
+    if w.shape[0] > _MAX_K[w.format]:
+        return f"its accumulators hold K up to {_MAX_K[w.format]}, found {w.shape[0]}"
+    if w.layout != _LAYOUTS[w.format]:
+        return f"it reads {w.format} in the layout {_LAYOUTS[w.format]!r}, found {w.layout!r}"
+    if w.format == "int8" and x is not None and x.shape[0] > _MAX_TABLE_ROWS:
+        return f"it takes int8 times up to {_MAX_TABLE_ROWS} rows of x, found {x.shape[0]}"
     return None
 
 
 @functools.cache
-def _unusable() -> str | None:
-    return _aside(self_test)
+def _unusable(format: str) -> str | None:
+    return _aside(functools.partial(self_test, format))
 
 
 def _aside(test):
@@ -72,29 +83,44 @@ def _aside(test):
         return pool.submit(test).result()
 
 
-def self_test() -> str | None:
-    """Ragged products of few and many rows against numpy integers; None, or what differs.
+def self_test(format: str) -> str | None:
+    """Ragged products of several numbers of rows against numpy integers; None, or what differs.
 
-    Many rows both added up and written at once, scaled: by powers of two, which are exact.
+    Scales are powers of two, which are exact.
     """
-    random = np.random.default_rng(0)
-    k_size, n = 1300, 333
-    values = random.integers(-1, 2, (2, 1, k_size, n)).astype(np.int8)
-    w = Packed(jnp.asarray(pack_numpy(values, "trit2")), jnp.ones((2, 1, 1, 1)), shape=(k_size, n))
-    w = tiles.repack(w)
-    for rows, changes in (1, {}), (11, {}), (40, {"split": 1}), (140, {"split": 0}):
-        x = random.integers(-128, 128, (1, rows, k_size)).astype(np.int8)
+    # Many rows both added up and written at once; blocks that go over several tiles of a table.
+    split, whole, table = {"split": 1}, {"split": 0}, {"blocks": 2}
+    cases: dict[str, list[tuple[int, dict[str, int]]]] = {
+        "trit2": [(1, {}), (11, {}), (40, split), (140, whole)],
+        "int8": [(3, table), (105, table)],
+    }
+    random, high = np.random.default_rng(0), FORMATS[format].high
+    k_size, n = 1300, 600
+    values = random.integers(-high, high + 1, (2, 1, k_size, n)).astype(np.int8)
+    data, scale = jnp.asarray(pack_numpy(values, format)), jnp.ones((2, 1, 1, 1))
+    w = Packed(data, scale, format=format, shape=(k_size, n))
+    w = tiles.repack(w) if format == "trit2" else w
+    for count, settings in cases[format]:
+        x = random.integers(-128, 128, (1, count, k_size)).astype(np.int8)
         expected = x[0].astype(np.int64) @ values[1, 0].astype(np.int64)
-        scale = 2.0 ** random.integers(-3, 3, (rows, 1)).astype(np.float32)
-        config = {**heuristic(x[0], w), **changes}
+        config = {**heuristic(x[0], w), **settings}
+        product = jax.jit(lambda x, s, w, config=config: run(x, s, w, jnp.int32(1), config))
+        x_scale = 2.0 ** random.integers(-3, 3, (count, 1)).astype(np.float32)
         try:
-            y = run(jnp.asarray(x), jnp.asarray(scale), w, jnp.int32(1), config)
-            found = np.asarray(y) / scale
+            found = np.asarray(product(jnp.asarray(x), jnp.asarray(x_scale), w)) / x_scale
         except Exception as error:  # whatever compiler or driver say
-            return f"its self-test raised {type(error).__name__}: {str(error).splitlines()[0]}"
+            line = str(error).partition("\n")[0]
+            return f"its self-test of {format} raised {type(error).__name__}: {line}"
         if not np.array_equal(found, expected):
-            return f"its self-test failed: {rows} rows differ from the integer product"
+            return f"its self-test of {format} failed: {count} rows differ from integer products"
     return None
+
+
+def _kernel(w: Packed | None):
+    """The module of the kernel that multiplies w by few rows."""
+    from . import decode, head
+
+    return head if w is not None and w.format == "int8" else decode
 
 
 def heuristic(x, w: Packed) -> Mapping[str, int]:
@@ -106,9 +132,9 @@ def heuristic(x, w: Packed) -> Mapping[str, int]:
 
     blocks = target.current().core_count
     rows = 1 if x is None else x.shape[0] * (1 if x.dtype == jnp.int8 else _DIGITS)
-    if rows <= decode.MAX_ROWS:
-        return decode.heuristic(blocks)
-    return matrix_pieces.heuristic(w.shape, w.num_planes, rows, blocks)
+    if _kernel(w) is decode and rows > decode.MAX_ROWS:
+        return matrix_pieces.heuristic(w.shape, w.num_planes, rows, blocks)
+    return _kernel(w).heuristic(blocks)
 
 
 def run(
@@ -121,22 +147,23 @@ def run(
 ) -> jax.Array:
     """The packed product of one layer of a stack; arguments as for `reference.run`.
 
-    config: of `matrix.accumulate`; or of `decode.accumulate`, which reads the weights again for
-    rows beyond what one pass holds, digits counted. interpret: as there.
+    config: of `matrix.accumulate`; or of `accumulate` of the format's other kernel, which reads
+    the weights again for rows beyond what one pass holds, digits counted. interpret: as there.
     """
-    from . import decode, matrix
-
     flat = digits.reshape(-1, digits.shape[-1])
     arguments = w.data, w.shape, layer, config, interpret
     if "strip" in config:
+        from . import matrix
+
         plain = digits.shape[0] * w.num_planes == 1 and w.zero is None
         if plain and x_scale is not None and not config["split"]:
             scale = jnp.broadcast_to(w.scale[layer, 0, 0], w.shape[1])
             return matrix.scaled(flat, (x_scale[:, 0], scale), *arguments)
         sums = matrix.accumulate(flat, *arguments)
     else:
-        starts = range(0, flat.shape[0], decode.MAX_ROWS)
-        parts = [decode.accumulate(flat[i : i + decode.MAX_ROWS], *arguments) for i in starts]
+        kernel = _kernel(w)
+        starts = range(0, flat.shape[0], kernel.MAX_ROWS)
+        parts = [kernel.accumulate(flat[i : i + kernel.MAX_ROWS], *arguments) for i in starts]
         sums = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
     if x_scale is None:
         return sums[:, 0]

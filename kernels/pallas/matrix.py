@@ -174,6 +174,7 @@ def _kernel(along_n, along_k, along_m, scale, interpret, config):
         plgpu.barrier_wait(full[0].at[slot])
         halves = [divmod(group * strip + i, 2) for i in range(strip)]
         halves = [operand(data_smem.at[slot, tile], half, interpret) for tile, half in halves]
+        plgpu.commit_smem()  # what was read here is now written by TMA
         plgpu.barrier_arrive(free[0].at[slot])
         for p in range(_POSITIONS):
             slot_x = lax.rem(turn * _POSITIONS + p, slices)
