@@ -20,6 +20,8 @@ from ternax.kernels.pallas import backend, tiles
 if jax.__version_info__ < backend.MIN_JAX:
     pytest.skip("this jax has no interpreter of Mosaic GPU", allow_module_level=True)
 
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
 from ternax.kernels.pallas import matrix
 
 
@@ -84,6 +86,21 @@ def test_exact_in_clusters():
     code = "from tests.kernels.pallas import matrix_test; matrix_test.clusters()"
     environment = os.environ | {"NPROC": "8", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+def test_no_slot_is_written_while_it_is_read(fenced, monkeypatch, capfd):
+    """By the interpreter's race detector, which does see a fence that is left out."""
+    races = functools.partial(plgpu.InterpretGPUParams, detect_races=True)
+    monkeypatch.setattr(plgpu, "InterpretGPUParams", races)
+    if not fenced:
+        monkeypatch.setattr(plgpu, "commit_smem", lambda: None)
+    shape, x = (1100, 3), jnp.ones((5, 1100), jnp.int8)
+    w = tiled(np.ones((1, 1, *shape), np.int8))
+    settings = config(1, 8, 1, 2, 3, 0)
+    found = matrix.accumulate(x, w.data, shape, jnp.int32(0), settings, interpret=True)
+    assert (np.asarray(found) == 1100).all()
+    assert ("RACE DETECTED" in capfd.readouterr().out) == (not fenced)
 
 
 def test_extreme_sums_are_exact():
