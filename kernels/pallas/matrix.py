@@ -24,11 +24,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from . import tiles
-from .decode import FETCH_REGISTERS, MULTIPLY_REGISTERS, OPERAND, TILE, operand
+from .decode import OPERAND, TILE, operand
 from .matrix_pieces import size_of
 
 _POSITIONS = 4
 _CONSUMERS = 2
+# Registers of a thread that fetches, and of one that multiplies, instead of an equal share.
+_FETCH_REGISTERS, _MULTIPLY_REGISTERS = 24, 240
 
 
 def accumulate(
@@ -205,15 +207,7 @@ def _kernel(along_n, along_k, along_m, scale, interpret, config):
                 x_scale = _vector(factors[1], row, rows, 0, interpret)
                 w_scale = _vector(factors[2], column, rows, 1, interpret)
                 total = total.astype(jnp.float32) * (x_scale * w_scale)
-            at = out.at[pl.ds(row, rows), pl.ds(column, tiles.HALF)].transpose((1, 0))
-            if not interpret:
-                total = plgpu.layout_cast(total, plgpu.Layout.WGMMA_TRANSPOSED)
-            if not split:
-                at[...] = total
-            elif interpret:  # its blocks run one after the other
-                at[...] += total
-            else:
-                plgpu.atomic_add(at, total)
+            _write(out.at[pl.ds(row, rows), pl.ds(column, tiles.HALF)], total, split, interpret)
 
     def body(layer, data, x, *refs):
         factors, refs = refs[:factor_count], refs[factor_count:]
@@ -222,12 +216,12 @@ def _kernel(along_n, along_k, along_m, scale, interpret, config):
 
         @pl.when(group == _CONSUMERS)
         def _():
-            plgpu.set_max_registers(FETCH_REGISTERS, action="decrease")
+            plgpu.set_max_registers(_FETCH_REGISTERS, action="decrease")
             fetch(layer[0], data, x, data_smem, x_smem, full, free)
 
         @pl.when(group < _CONSUMERS)
         def _():
-            plgpu.set_max_registers(MULTIPLY_REGISTERS, action="increase")
+            plgpu.set_max_registers(_MULTIPLY_REGISTERS, action="increase")
             own_smem = operand_smem[0].at[group] if interpret else None
             begin, end, first, step = share()
 
@@ -327,3 +321,47 @@ def _vector(ref, start, rows, axis, interpret):
         return lax.broadcast_in_dim(at[...], shape, (1 - axis,))
     values = plgpu.load(at, layout=plgpu.Layout.WGMMA.reduce(axis), optimized=False)
     return plgpu.layout_cast(lax.broadcast_in_dim(values, shape, (1 - axis,)), plgpu.Layout.WGMMA)
+
+
+def _write(ref, values, add, interpret):
+    """[64, rows] into or, atomically, onto device memory [rows, 64], 32 bytes in a row at a time.
+
+    As registers hold them: what a warp writes at once are 8 columns of 4 rows.
+    """
+    if interpret:  # its blocks run one after the other
+        ref[...] = ref[...] + values.T if add else values.T
+        return
+    from jax.experimental.mosaic.gpu import utils
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import arith, llvm, vector
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WGMMA))
+    def write(_, ref, array):
+        word, void = ir.IntegerType.get_signless(32), ir.Type.parse("!llvm.void")
+        (stride, _), _ = ir.MemRefType(ref.type).get_strides_and_offset()
+        # Where a thread's first register goes. Opaque, or the addresses of all would be made ahead
+        # of the loop over K and held in registers meanwhile.
+        column, row = next(iter(array.layout.thread_idxs(array.shape)))
+        own = arith.addi(arith.muli(row, utils.c(stride, row.type)), column)
+        own = llvm.inline_asm(
+            word, [arith.index_cast(word, own)], "mov.b32 $0, $1;", "=r,r", has_side_effects=True
+        )
+        base = llvm.addrspacecast(llvm.PointerType.get(address_space=1), utils.memref_ptr(ref))
+        base = utils.getelementptr(base, [own], word)
+        steps = array.layout.tiling.tile_strides((array.shape[1], 1))
+        for at, pair in np.ndenumerate(array.registers):
+            column, row = divmod(
+                sum(i * step for i, step in zip(at, steps, strict=True)), array.shape[1]
+            )
+            for i in (0, 1):
+                value = vector.extract(
+                    pair, dynamic_position=[], static_position=ir.DenseI64ArrayAttr.get([i])
+                )
+                to = utils.getelementptr(base, [(row + i) * stride + column], word)
+                if add:
+                    order = "red.relaxed.gpu.global.add.s32 [$0], $1;"
+                    llvm.inline_asm(void, [to, value], order, "l,r", has_side_effects=True)
+                else:
+                    llvm.store(value, to)
+
+    write(ref, values)
