@@ -88,5 +88,5 @@ def main_loop(disassembly: str) -> Loop:
     ]
     if not loops:
         raise ValueError(f"no loop with {_TENSOR} in the disassembly")
-    counts = collections.Counter(max(loops, key=lambda loop: loop.count(_TENSOR) / len(loop)))
+    counts = max(map(collections.Counter, loops), key=lambda loop: loop[_TENSOR] / loop.total())
     return Loop(dict(counts.most_common()), counts[_TENSOR] * _WEIGHTS_A_THREAD)
