@@ -88,8 +88,10 @@ def self_test(format: str) -> str | None:
 
     Scales are powers of two, which are exact.
     """
-    # Many rows both added up and written at once; blocks that go over several tiles of a table.
-    split, whole, table = {"split": 1}, {"split": 0}, {"blocks": 2}
+    # Many rows added up, and in wide pieces written at once; blocks that go over several tiles
+    # of a table.
+    split, table = {"split": 1}, {"blocks": 2}
+    whole = {"split": 0, "strip": 2, "rows": 80, "slices": 8}
     cases: dict[str, list[tuple[int, dict[str, int]]]] = {
         "trit2": [(1, {}), (11, {}), (40, split), (140, whole)],
         "int8": [(3, table), (105, table)],
