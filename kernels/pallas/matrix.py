@@ -48,9 +48,9 @@ def accumulate(
       data: uint8 [L, P, *tiles.data_shape(shape)].
       shape: (K, N).
       layer: int32 [].
-      config: {"blocks": thread blocks, "rows": of x in a piece, a multiple of 8, "strip": tiles
+      config: {"blocks": thread blocks, "rows": of x in a piece, a multiple of 16, "strip": tiles
         in it, "cluster": blocks that share x, 1 or 2, "units": of the strip in flight, "slices":
-        of x in flight, 2 at least, "split": 1 or 0}. rows / cluster is a multiple of 8, or 4.
+        of x in flight, 2 at least, "split": 1 or 0}; see matrix_pieces.py.
       interpret: run on the CPU, by Pallas' interpreter of Mosaic GPU. It has neither inline
         instructions nor atomics; each has a twin in jnp here.
 
