@@ -175,8 +175,15 @@ def test_self_tests_run_while_a_program_is_traced(monkeypatch):
     monkeypatch.setattr(attention_self_test, "CASES", attention_self_test.CASES[1:2])
     monkeypatch.setattr(attention_self_test, "self_test", lambda: test(interpret=True))
     monkeypatch.setattr(backend, "run", lambda *a: run(*a, interpret=True))
-    small = {"blocks": 2, "stages": 2, "consumers": 1}
-    monkeypatch.setattr(backend, "heuristic", lambda x, w: small)
+    few = {"blocks": 2, "stages": 2, "consumers": 1}
+    many = {"blocks": 1, "rows": 48, "strip": 1, "cluster": 1, "units": 1, "slices": 2, "split": 0}
+
+    def small(x, w):
+        if w.format == "int8":
+            return few | {"slices": 1}
+        return few if x.shape[0] <= 16 else many
+
+    monkeypatch.setattr(backend, "heuristic", small)
     call = arguments(1, 2, 1, 64, 64, [0], 9, jnp.uint16)
 
     def layers(qkv, rope, k, v, *place):
@@ -192,4 +199,5 @@ def test_self_tests_run_while_a_program_is_traced(monkeypatch):
         warnings.simplefilter("error")
         text = str(jax.make_jaxpr(layers)(*call[:4], *call[6:8]))
     assert "ternax_attend" in text
-    assert backend._unusable() is backend._unusable_attention() is None
+    assert backend._unusable_attention() is None
+    assert {backend._unusable(format) for format in ("trit2", "int8")} == {None}
