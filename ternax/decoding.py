@@ -8,11 +8,12 @@ import functools
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ternax import decode_metrics, measure, processes
 from ternax.checkpoint.box import Source
 from ternax.config import ModelConfig
-from ternax.errors import DoesNotFit, Interrupted, OutputError
+from ternax.errors import DoesNotFit, Interrupted, OutputError, UsageError
 from ternax.interrupt import Stop
 from ternax.power import power_meter
 from ternax.record import Record, Store
@@ -88,8 +89,10 @@ class DecodeRun:
         flags_text: str = "",
         source: Source | None = None,
         mesh: str | None = None,
+        model: Any = None,
     ):
-        """source: of stored weights; None draws them. mesh: see `engine.load`.
+        """source: of stored weights; None draws them. mesh: see `engine.load`. model: a Decoder
+        made before, of this config and the workload's tables; none is made then.
 
         Raises what `run` raises, but for DoesNotFit: `plan.fits` tells.
         """
@@ -114,6 +117,9 @@ class DecodeRun:
             seed=workload.seed,
             flags=flags_text,
         )
+        if workload.filled and self.layout:
+            raise UsageError("a cache that begins filled is on one device: leave out --mesh")
+        self._model = model
         if workload.backend is not None:
             backend_name(workload.backend, self.device)  # now, if it cannot run
         self.plan = workload.plan(config, self.device, self.layout)
@@ -171,6 +177,8 @@ class DecodeRun:
         """Makes a Record of what was sampled and appends it at once."""
         if self.config.num_layers < self.whole:
             notes = [f"first {self.config.num_layers} of {self.whole} layers", *notes]
+        if self.workload.filled:
+            notes = [*notes, f"{self.workload.filled} slots of the cache began filled"]
         if self.layout:
             metrics = {"devices": self.layout.mesh.size, **metrics}
             notes = [f"mesh {self.layout}: planned bytes are one device's", *notes]
@@ -218,6 +226,8 @@ class DecodeRun:
         from ternax.random_weights import random_model
 
         self._stop.check()
+        if self._model is not None:
+            return
         start = time.perf_counter()
         with self._progress("create", self.plan.weight_bytes, "bytes") as advance:
 
@@ -349,7 +359,8 @@ class DecodeRun:
     def _speed(self, bandwidths_gb_per_s: list[float]) -> dict[str, float]:
         """The metrics that follow from the samples of decode steps and of read bandwidth."""
         # What a row holds in the middle of the timed steps, the new token included.
-        context = self.workload.prompt_length + 1 + (self._decoded + 1) / 2
+        work = self.workload
+        context = work.filled + work.prompt_length + 1 + (self._decoded + 1) / 2
         metrics = decode_metrics.of_decode(
             self.plan, self._samples, bandwidths_gb_per_s, context, self._sharing
         )

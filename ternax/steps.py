@@ -9,11 +9,28 @@ import numpy as np
 from flax import nnx
 
 from ternax import engine
+from ternax.counter_hash import mix
 from ternax.kernels.memory import zeros
 from ternax.models import Decoder
 from ternax.nn.cache import KVCache, init_cache
 from ternax.sharding import fetch
 from ternax.workload import Workload
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _random(shape: tuple[int, ...], dtype) -> jax.Array:
+    """Keys or values as a cache stores them, of magnitude 0.5 to 2, or codes of either sign."""
+    dtype = jnp.dtype(dtype)
+    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[dtype.itemsize]
+    index = jnp.uint32(0)
+    for axis, size in enumerate(shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    bits = mix(index).astype(width)
+    if dtype == jnp.uint16:
+        bits = (bits & 0x80FF) | 0x3F00
+    elif dtype == jnp.float32:
+        bits = (bits & 0x80FFFFFF) | 0x3F000000
+    return jax.lax.bitcast_convert_type(bits, dtype)
 
 
 class Steps:
@@ -35,9 +52,12 @@ class Steps:
     def new_cache(self, of: engine.DecodeState | None = None) -> KVCache:
         """An empty cache. On one device `of`'s, which is then used up, since malloc would keep the
         memory of one that is let go; what lies in slots that are not in use nobody reads."""
+        filled = jnp.int32(self._workload.filled)
         if of is not None and self._layout is None:
-            return dataclasses.replace(of.cache, length=jnp.int32(0))
-        return self._made(zeros)
+            return dataclasses.replace(of.cache, length=filled)
+        if not self._workload.filled:
+            return self._made(zeros)
+        return dataclasses.replace(self._made(_random), length=filled)
 
     def _made(self, zeros=jnp.zeros) -> KVCache:
         work = self._workload

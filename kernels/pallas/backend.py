@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import reference, target
-from ..packing import Packed, pack_numpy
+from .. import reference, target, tuning
+from ..packing import NUM_DIGITS, Packed, pack_numpy
 from . import tiles
 
 # `plgpu.kernel` as it is called here; older ones differ, and jax 0.10 cannot interpret it.
@@ -25,7 +25,11 @@ _MAX_K = 2**31 // (128 * 128 // 4) - 1
 
 
 def why_not(platform: str, x, w: Packed | None) -> str | None:
-    """None where the kernels run, on a GPU that has passed their self-test; else one line."""
+    """None where the kernels run, on a GPU that has passed their self-test; else one line.
+
+    Raises:
+      tuning.TunedFileError: they would, but not by the device's tuned file.
+    """
     del x
     if platform != "gpu":
         return f"it runs on gpu, this is {platform}"
@@ -38,6 +42,7 @@ def why_not(platform: str, x, w: Packed | None) -> str | None:
             f"it needs compute capability {COMPUTE_CAPABILITY} (H100, H200), {device.kind} has "
             f"{device.compute_capability or 'none'}"
         )
+    tuning.settings(device.kind, (0, 0), 1)  # whether it can be read
     return _unfit(w) or (_unusable() if device.present else None)
 
 
@@ -82,11 +87,20 @@ def self_test() -> str | None:
 
 
 def heuristic(x, w: Packed) -> Mapping[str, int]:
-    """The decode kernel's settings on the target device."""
-    del x, w
+    """The decode kernel's settings on the target device: tuned ones, where a file has them.
+
+    Raises:
+      tuning.TunedFileError: it is for another layout, or no such file at all.
+    """
     from . import decode
 
-    return decode.heuristic(target.current().core_count)
+    device = target.current()
+    if x is not None and w is not None:
+        rows = x.shape[-2] * (1 if x.dtype == jnp.int8 else NUM_DIGITS)
+        tuned = tuning.settings(device.kind, w.shape, rows)
+        if tuned is not None:
+            return tuned
+    return decode.heuristic(device.core_count)
 
 
 def run(

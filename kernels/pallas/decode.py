@@ -70,20 +70,39 @@ def accumulate(
     Returns:
       int32 [R, P, N].
     """
-    layers, planes = data.shape[:2]
-    along_n, along_k = tiles.grid(shape)
-    units = planes * along_n * along_k
+    planes, (along_n, _) = data.shape[1], tiles.grid(shape)
     ordered = tiles.padded(x)
     sums = jnp.pad(tiles.offsets(x), (0, ordered.shape[0] - x.shape[0]))
     start = jnp.broadcast_to(sums, (planes * along_n * tiles.ROWS, sums.size))
     if interpret:
         start = jnp.pad(start, ((0, (config["consumers"] - 1) * start.shape[0]), (0, 0)))
     out = jax.new_ref(start)
-    kernel = _kernel(units, along_k, ordered.shape[0], interpret, **config)
-    tiled = data.reshape(layers * units, 2 * _PARTS * PART[0], PART[1])
-    kernel(jnp.reshape(layer, 1), tiled, ordered, out)
+    add(ordered, data, shape, layer, config, out, interpret)
     y = jax.freeze(out).reshape(-1, planes, along_n * tiles.ROWS, sums.size).sum(0)
     return jnp.moveaxis(y[:, : shape[1], : x.shape[0]], 2, 0)
+
+
+def add(
+    x: jax.Array,
+    data: jax.Array,
+    shape: tuple[int, int],
+    layer: jax.Array,
+    config: Mapping[str, int],
+    out,
+    interpret: bool = False,
+) -> None:
+    """The kernel alone: adds the product of codes, as tiles hold them, to `out`.
+
+    Args as for `accumulate`, but for x, `tiles.padded` already, and
+      out: a Ref of int32 [P * tiles.ROWS * tiles along N, padded R].
+    """
+    layers, planes = data.shape[:2]
+    along_n, along_k = tiles.grid(shape)
+    units = planes * along_n * along_k
+    kernel = _kernel(units, along_k, x.shape[0], interpret, **config)
+    kernel(
+        jnp.reshape(layer, 1), data.reshape(layers * units, 2 * _PARTS * PART[0], PART[1]), x, out
+    )
 
 
 def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):

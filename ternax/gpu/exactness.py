@@ -1,0 +1,183 @@
+"""Step `exactness`: every kernel against integer products, and attention against floats.
+
+The oracle takes trits out of the canonical bytes and multiplies int32 by int32 on the device,
+by a program that shares nothing with the kernels.
+"""
+
+import concurrent.futures
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ternax.gpu.made import Step
+from ternax.kernels import attention, backends, bench, ring, shapes, target
+from ternax.kernels.packing import FORMATS, Packed, float_to_bits, unpack
+
+# Ragged along K and N, shorter than a tile, of several tiles.
+RAGGED = ((1300, 333), (64, 192), (512, 128), (500, 1000), (4096, 40))
+ROWS = (1, 3, 8, 16, 17, 64)
+REAL = {"70b": (1, 16, 64), "8b": (1, 16), "2b4t": (1, 16)}
+LONG_ROWS, LONG = 2048, ("70b:qkv", "70b:down")
+# Largest error of attention, over the largest value: its probabilities times values may be
+# rounded to bf16, a relative 2^-8, and errors of many slots average out.
+ATTENTION_ERROR = 2.0**-8
+
+
+def run(step: Step) -> None:
+    """A Record a kernel, shape and rows; `max_abs_error` is 0 where it is exact."""
+    platform = target.current().platform
+    names = []
+    for name in backends.BACKENDS:
+        try:
+            backends.choose(platform, name=name)
+        except ValueError as error:
+            step.say(f"exactness: without {name}: {str(error).splitlines()[0]}")
+        else:
+            names.append(name)
+    for label, shape, rows, ragged in cases(step.rehearse):
+        if step.left_s < 0:
+            step.say(f"exactness: no time left for {label} and what follows")
+            break
+        # Of large shapes the reference would take the time that kernels have.
+        _check(step, [n for n in names if ragged or n != "reference"], label, weights(shape), rows)
+    if step.left_s > 0:
+        _attention(step, names)
+
+
+def cases(rehearse: bool):
+    """(label, (K, N), numbers of rows, whether it is a small ragged one)."""
+    for k_size, n in RAGGED[:2] if rehearse else RAGGED:
+        yield f"{k_size}x{n}", (k_size, n), ROWS[:2] if rehearse else ROWS, True
+    for model, rows in () if rehearse else REAL.items():
+        for name, shape in shapes.products(model).items():
+            if not name.endswith(":head"):
+                yield name, shape, (*rows, *([LONG_ROWS] if name in LONG else [])), False
+
+
+def weights(shape: tuple[int, int]) -> Packed:
+    """Two layers of random trits, in canonical bytes; the second is multiplied."""
+    k_size, n = shape
+    data = bench.fill(jnp.zeros((2, 1, n, FORMATS["trit2"].row_bytes(k_size)), jnp.uint8), "trit2")
+    return Packed(data, jnp.ones((2, 1, 1, 1), jnp.float32), None, "trit2", shape=shape)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def oracle(x: jax.Array, rows: jax.Array, k_size: int) -> jax.Array:
+    """x: int8 [M, K], rows: uint8 [N, row bytes] -> int32 [M, N]."""
+    values = unpack(rows, "trit2", k_size)
+    # Behind the barrier the compiler cannot see that they are small.
+    a, b = lax.optimization_barrier((x.astype(jnp.int32), values.astype(jnp.int32)))
+    return lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+
+
+def _check(step: Step, names: list[str], label: str, w: Packed, rows: Sequence[int]) -> None:
+    """Products of the first rows of the same activations, against one product of the oracle."""
+    x = jnp.asarray(ring.host_rows(max(rows), w.shape[0]))
+    expected = oracle(x, w.data[1, 0], w.shape[0])
+    own = {name: bench.repacked(name, w) for name in names}
+    with concurrent.futures.ThreadPoolExecutor(len(rows)) as pool:
+        waiting = {}
+        for name in names:
+            for count in rows:
+                try:
+                    lowered = _lowered(name, x[:count], own[name])
+                    waiting[name, count] = pool.submit(lowered.compile)
+                except Exception as error:
+                    _failed(step, name, label, count, error)
+        for (name, count), future in waiting.items():
+            try:
+                found = future.result()(x[:count], own[name], jnp.int32(1))
+                off = jnp.abs(found - expected[:count])
+                wrong, most = int(jnp.sum(off != 0)), int(jnp.max(off))
+            except Exception as error:
+                _failed(step, name, label, count, error)
+                continue
+            if wrong:
+                step.say(f"exactness: {name}, {label} x {count} WRONG in {wrong} sums")
+            note = f"exactness, {count} rows: {f'WRONG in {wrong} sums' if wrong else 'exact'}"
+            step.keep("kernel", {"max_abs_error": most}, note, **_of(name, label, count))
+
+
+def _lowered(name: str, x: jax.Array, w: Packed) -> jax.stages.Lowered:
+    backend = backends.BACKENDS[name]
+    config = dict(backend.heuristic(x, w))
+    product = jax.jit(lambda x, w, layer: backend.run(x[None], None, w, layer, config))
+    return product.lower(x, w, jnp.int32(1))
+
+
+def _failed(step: Step, name: str, label: str, count: int, error: Exception) -> None:
+    said = (str(error).strip() or "it said nothing").splitlines()[0][:200]
+    step.say(f"exactness: {name}, {label} x {count} FAILED: {type(error).__name__}: {said}")
+    note = f"exactness, {count} rows: FAILED to run: {type(error).__name__}: {said}"
+    step.keep("kernel", {}, note, **_of(name, label, count))
+
+
+def _of(name: str, label: str, count: int) -> dict:
+    return dict(config=label, inputs="int8", backend=name, batch=count)
+
+
+def _attention(step: Step, names: list[str]) -> None:
+    """One token over caches, each backend beside the reference: heads of 70b, 8b, 2b4t."""
+    heads = [(4, 2, 32)] if step.rehearse else [(64, 8, 128), (32, 8, 128), (20, 5, 128)]
+    slots, batch = (32, 2) if step.rehearse else (1024, 3)
+    for (query, groups, width), dtype in ((h, d) for h in heads for d in ("bf16", "int8")):
+        arguments = _cache(query, groups, width, slots, batch, dtype)
+        expected = None
+        for name in ("reference", *(n for n in names if n != "reference")):
+            step_of = jax.jit(functools.partial(attention.step_attention, backend=name))
+            label = f"attention {query}/{groups} x {width}, {dtype} cache of {slots} slots"
+            try:
+                found = [
+                    np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(step_of(*arguments))
+                ]
+            except Exception as error:
+                said = (str(error).strip() or "it said nothing").splitlines()[0][:200]
+                step.say(f"exactness: {name}, {label} FAILED: {type(error).__name__}: {said}")
+                continue
+            if expected is None:
+                expected = found
+                continue
+            off = float(np.max(np.abs(found[0] - expected[0])) / np.max(np.abs(expected[0])))
+            # Codes may differ by one where a quotient lies between two.
+            stored = max(
+                float(np.max(np.abs(a - b))) for a, b in zip(found[1:], expected[1:], strict=True)
+            )
+            wrong = "" if off <= ATTENTION_ERROR and stored <= 1 else "WRONG: "
+            if wrong:
+                step.say(f"exactness: {name}, {label} WRONG: off by {off:.3g} of the largest")
+            step.keep(
+                "kernel",
+                {"relative_error": off, "max_abs_error": stored},
+                f"exactness, {wrong}largest error over the largest value; in the cache: "
+                f"{stored:g} at most",
+                config=label,
+                backend=name,
+                batch=batch,
+                context=slots,
+            )
+
+
+def _cache(query: int, groups: int, width: int, slots: int, batch: int, dtype: str):
+    """Arguments of `step_attention`: a cache in use up to its last slot but two, in layer 1."""
+    random = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(random.normal(size=shape), jnp.float32)
+
+    qkv = normal(batch, 1, (query + 2 * groups) * width)
+    angle = normal(batch, 1, 1, width // 2)
+    stored = [normal(2, batch, groups, slots, width) for _ in "kv"]
+    scales: list[jax.Array | None] = [None, None]
+    if dtype == "int8":
+        peaks = [jnp.max(jnp.abs(store), axis=-1) / 127 for store in stored]
+        codes = [jnp.round(s / p[..., None]) for s, p in zip(stored, peaks, strict=True)]
+        stored, scales = [code.astype(jnp.int8) for code in codes], [*peaks]
+    else:
+        stored = [float_to_bits(store, "bf16") for store in stored]
+    start = jnp.asarray(random.integers(0, slots // 2, batch), jnp.int32)
+    rope = jnp.cos(angle), jnp.sin(angle)
+    return qkv, rope, *stored, *scales, start, jnp.int32(slots - 3), jnp.int32(1)
