@@ -30,7 +30,8 @@ class Backend:
       heuristic: (x, w) -> config, a mapping of the backend's own settings.
       project: (x, norm, w, residual, layer, *, gate, eps) -> see `cpu.backend.project`: the
         product with what stands round it in one call. None: it is composed of XLA's parts.
-      repack: canonical trits -> the layout it reads; None where that is the canonical one.
+      repack: a stack of canonical trits, whose memory it takes -> the layout that it reads; None
+        where that is the canonical one.
     """
 
     name: str
@@ -43,7 +44,9 @@ class Backend:
 
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend("cpu", cpu.why_not, cpu.run, cpu.heuristic, cpu.project),
-    "mosaic": Backend("mosaic", mosaic.why_not, mosaic.run, mosaic.heuristic, repack=tiles.repack),
+    "mosaic": Backend(
+        "mosaic", mosaic.why_not, mosaic.run, mosaic.heuristic, repack=tiles.repack_stack
+    ),
     "reference": Backend("reference", reference.why_not, reference.run, reference.heuristic),
 }
 

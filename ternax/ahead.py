@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from ternax import collectives, engine
 from ternax.collectives import Collective
 from ternax.config import ModelConfig
+from ternax.edit import fit_kernels
 from ternax.errors import UsageError
 from ternax.kernels import aot, target
 from ternax.mesh import make_mesh
@@ -107,7 +108,7 @@ class _Programs:
             else:
                 part, specs = abstract_part(layout, **packing)
                 local, rows = layout.local_config, workload.batch // layout.batch
-            graph, self._leaves = nnx.split(part)
+            graph, self._leaves = nnx.split(fit_kernels(part) if layout is None else part)
             slots, kv = workload.context, workload.kv_dtype
             slots = layout.local_context(slots) if layout else slots
             cache = jax.eval_shape(lambda: init_cache(local, rows, slots, kv))

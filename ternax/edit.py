@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ternax.errors import UsageError
-from ternax.kernels.packing import Packed
+from ternax.kernels import target
+from ternax.kernels.backends import BACKENDS, ORDER
+from ternax.kernels.packing import CANONICAL, Packed
 from ternax.models import Decoder
 from ternax.nn.linear import COMPUTE, PackedLinear, QuantLinear
 from ternax.nn.table import TABLE_FORMATS, PackedTable
@@ -76,6 +78,37 @@ def pack_model(
     """
     check_float_model(model, embed_dtype, head_dtype)
     return assemble(model, _pack_stack, embed_dtype, head_dtype, backend)
+
+
+def fit_kernels(model: Decoder) -> Decoder:
+    """Puts packed projections, in place, into the order that the kernels here read; the model.
+
+    That is the canonical one on processors, and tiles on a GPU that has a kernel for them.
+    """
+    for node in _packed_linears(model):
+        packed = node.packed
+        if packed.layout != CANONICAL or packed.format != "trit2":
+            continue
+        platform = target.current().platform
+        for name in (node.backend,) if node.backend else ORDER.get(platform, ()):
+            backend = BACKENDS[name]
+            if backend.repack is None:
+                continue
+            like = jax.eval_shape(backend.repack, packed)
+            if backend.why_not(platform, None, like) is None:
+                tiled = like if _is_abstract(packed.data) else backend.repack(packed)
+                node.data.set_value(tiled.data)
+                node.layout = tiled.layout
+                break
+    return model
+
+
+def _packed_linears(model: Decoder):
+    return [node for _, node in nnx.iter_modules(model) if type(node) is PackedLinear]
+
+
+def _is_abstract(array) -> bool:
+    return isinstance(array, jax.ShapeDtypeStruct)
 
 
 def packs(model: Decoder) -> bool:

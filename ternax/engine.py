@@ -21,6 +21,7 @@ from ternax.checkpoint.box import Source, find
 from ternax.checkpoint.loading import load as load_saved
 from ternax.checkpoint.manifest import Manifest
 from ternax.config import ModelConfig, first_layers, with_scheme
+from ternax.edit import fit_kernels
 from ternax.errors import UsageError
 from ternax.interop.loading import load as load_foreign
 from ternax.kernels.memory import zeros
@@ -308,7 +309,7 @@ def stream(
     if kv_dtype not in KV_DTYPES:
         raise UsageError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, found {kv_dtype!r}")
     batch, width = tokens.shape
-    graph, leaves = nnx.split(model)
+    graph, leaves = nnx.split(fit_kernels(model) if model.layout is None else model)
     layout = model.layout
     check_batch(layout, batch)
     program = Program(graph, sampling, tuple(stop or ()), pad_id, layout)

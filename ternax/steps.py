@@ -10,6 +10,7 @@ from flax import nnx
 
 from ternax import engine
 from ternax.counter_hash import mix
+from ternax.edit import fit_kernels
 from ternax.kernels.memory import zeros
 from ternax.models import Decoder
 from ternax.nn.cache import KVCache, init_cache
@@ -43,7 +44,7 @@ class Steps:
     """
 
     def __init__(self, model: Decoder, workload: Workload):
-        graph, self.leaves = nnx.split(model)
+        graph, self.leaves = nnx.split(fit_kernels(model) if model.layout is None else model)
         self._config, self._layout, self._workload = model.config, model.layout, workload
         self._program = engine.Program(graph, layout=model.layout)
         self.tokens = engine.rows_on(model.layout, workload.tokens(model.config))

@@ -33,9 +33,11 @@ MAX_ROWS = 16
 PART = (8, 256)
 _PARTS = 4
 _POSITIONS = 4
-_OPERAND = (tiles.HALF, 128)
+OPERAND = (tiles.HALF, tiles.SLICE)
+# A tile as TMA brings it.
+TILE = (2 * _PARTS * PART[0], PART[1])
 # Registers of a thread that fetches, and of one that multiplies, instead of an equal share.
-_FETCH_REGISTERS, _MULTIPLY_REGISTERS = 40, 232
+FETCH_REGISTERS, MULTIPLY_REGISTERS = 40, 232
 
 
 def heuristic(blocks: int) -> dict[str, int]:
@@ -100,9 +102,7 @@ def add(
     along_n, along_k = tiles.grid(shape)
     units = planes * along_n * along_k
     kernel = _kernel(units, along_k, x.shape[0], interpret, **config)
-    kernel(
-        jnp.reshape(layer, 1), data.reshape(layers * units, 2 * _PARTS * PART[0], PART[1]), x, out
-    )
+    kernel(jnp.reshape(layer, 1), data.reshape(layers * units, *TILE), x, out)
 
 
 def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):
@@ -129,20 +129,6 @@ def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):
                 plgpu.copy_gmem_to_smem(data.at[tile], data_smem.at[slot], full.at[slot])
                 plgpu.copy_gmem_to_smem(x.at[:, columns], x_smem.at[slot], full.at[slot])
 
-    def multiply(accumulators, slot, data_smem, x_smem, operand_smem):
-        """Adds one tile's product, each bit position to its own accumulator."""
-        halves = [_operand(data_smem.at[slot], half, interpret) for half in (0, 1)]
-        for p in range(_POSITIONS):
-            digits = x_smem.at[slot, :, pl.ds(128 * p, 128)].transpose((1, 0))
-            mask = jnp.int8(np.uint8(3 << (2 * p)).view(np.int8))
-            for half in (0, 1):
-                codes = halves[half] & mask
-                if interpret:  # its wgmma reads shared memory alone
-                    operand_smem[...] = codes
-                    codes = operand_smem
-                plgpu.wgmma(accumulators[half][p], codes, digits)
-        plgpu.wgmma_wait(0)
-
     def store(accumulators, n, group, out):
         """Adds a row of tiles to the output: its sum, or what this group has of it."""
         for half in (0, 1):
@@ -160,12 +146,12 @@ def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):
 
         @pl.when(group == consumers)
         def _():
-            plgpu.set_max_registers(_FETCH_REGISTERS, action="decrease")
+            plgpu.set_max_registers(FETCH_REGISTERS, action="decrease")
             fetch(start, stop, layer[0], data, x, data_smem, x_smem, full, free)
 
         @pl.when(group < consumers)
         def _():
-            plgpu.set_max_registers(_MULTIPLY_REGISTERS, action="increase")
+            plgpu.set_max_registers(MULTIPLY_REGISTERS, action="increase")
             own_smem = operand_smem[0].at[group] if interpret else None
 
             def turn(unit):
@@ -184,7 +170,7 @@ def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):
                     def _(i):
                         slot = lax.rem(i * consumers + group, stages)
                         plgpu.barrier_wait(full.at[slot])
-                        multiply(accumulators, slot, data_smem, x_smem, own_smem)
+                        multiply(accumulators, slot, data_smem, x_smem, own_smem, interpret)
                         plgpu.barrier_arrive(free.at[slot])
 
                     store(accumulators, n, group, out)
@@ -192,15 +178,9 @@ def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):
                 accumulator = plgpu.ACC((tiles.HALF, rows), jnp.int32)
                 pl.run_scoped(row_of_tiles, *(accumulator,) * (2 * _POSITIONS))
 
-    transforms = (plgpu.TilingTransform((8, 128)), plgpu.SwizzleTransform(128))
-    scratch = [
-        plgpu.SMEM((stages, 2 * _PARTS * PART[0], PART[1]), jnp.uint8),
-        plgpu.SMEM((stages, rows, tiles.TILE_K), jnp.int8, transforms=transforms),
-        plgpu.Barrier(num_arrivals=2, num_barriers=stages),
-        plgpu.Barrier(num_barriers=stages),
-    ]
+    scratch = ring(stages, rows)
     if interpret:
-        scratch.append(plgpu.SMEM((consumers, *_OPERAND), jnp.int8))
+        scratch.append(plgpu.SMEM((consumers, *OPERAND), jnp.int8))
     body.__name__ = "ternax_decode"
     return plgpu.kernel(
         body,
@@ -213,6 +193,33 @@ def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):
     )
 
 
+def ring(stages: int, rows: int) -> list:
+    """Shared memory for `stages` tiles and their activations, int8 [rows, 512], and barriers:
+    a slot is full when both have come, and free when a group has multiplied them."""
+    transforms = (plgpu.TilingTransform((8, 128)), plgpu.SwizzleTransform(128))
+    return [
+        plgpu.SMEM((stages, *TILE), jnp.uint8),
+        plgpu.SMEM((stages, rows, tiles.TILE_K), jnp.int8, transforms=transforms),
+        plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        plgpu.Barrier(num_barriers=stages),
+    ]
+
+
+def multiply(accumulators, slot, data_smem, x_smem, operand_smem, interpret):
+    """Adds one tile's product, each bit position to its own accumulator, four for each half."""
+    halves = [_operand(data_smem.at[slot], half, interpret) for half in (0, 1)]
+    for p in range(_POSITIONS):
+        digits = x_smem.at[slot, :, pl.ds(tiles.SLICE * p, tiles.SLICE)].transpose((1, 0))
+        mask = jnp.int8(np.uint8(3 << (2 * p)).view(np.int8))
+        for half in (0, 1):
+            codes = halves[half] & mask
+            if interpret:  # its wgmma reads shared memory alone
+                operand_smem[...] = codes
+                codes = operand_smem
+            plgpu.wgmma(accumulators[half][p], codes, digits)
+    plgpu.wgmma_wait(0)
+
+
 def _operand(data, half, interpret):
     """int8 [64, 128] for wgmma, four codes a byte, of one half of a tile in shared memory."""
     at = [pl.ds((half * _PARTS + part) * PART[0], PART[0]) for part in range(_PARTS)]
@@ -221,7 +228,7 @@ def _operand(data, half, interpret):
         return _as_operand(layout, *(plgpu.load(data.at[rows], layout=layout) for rows in at))
     bytes_ = jnp.stack([data[rows] for rows in at]).reshape(2, 2, 4, 8, 4, 4, 4)  # c h w g q i b
     return lax.bitcast_convert_type(
-        bytes_.transpose(2, 1, 3, 0, 5, 4, 6).reshape(_OPERAND), jnp.int8
+        bytes_.transpose(2, 1, 3, 0, 5, 4, 6).reshape(OPERAND), jnp.int8
     )
 
 
@@ -233,7 +240,7 @@ def _as_operand(part_layout, *parts):
 
     @plgpu.inline_mgpu(
         arg_types=(part_layout,) * _PARTS,
-        return_type=plgpu.ShapeDtypeStruct(_OPERAND, jnp.int8, layout=plgpu.Layout.WGMMA_8BIT),
+        return_type=plgpu.ShapeDtypeStruct(OPERAND, jnp.int8, layout=plgpu.Layout.WGMMA_8BIT),
     )
     def rename(_, *parts):
         byte, word = ir.IntegerType.get_signless(8), ir.IntegerType.get_signless(32)
@@ -248,7 +255,7 @@ def _as_operand(part_layout, *parts):
                 registers[c, i, h] = vector.bitcast(ir.VectorType.get((4,), byte), one)
         layout = fragmented_array.WGMMA_LAYOUT_8BIT
         return fragmented_array.FragmentedArray(
-            _registers=registers.reshape(layout.registers_shape(_OPERAND)),
+            _registers=registers.reshape(layout.registers_shape(OPERAND)),
             _layout=layout,
             _is_signed=True,
         )

@@ -71,6 +71,35 @@ def repack(w: Packed) -> Packed:
     return dataclasses.replace(w, data=data, layout=LAYOUT)
 
 
+def repack_stack(w: Packed) -> Packed:
+    """`repack` of a stack [L, P, N, row bytes], a layer at a time; gives up `w.data`'s memory.
+
+    Where tiles take no more bytes than rows, which is where N and K are whole tiles, they are
+    written over them, and nothing of a stack's size is allocated.
+    """
+    _expect(w, CANONICAL)
+    return dataclasses.replace(w, data=_repack_data(w.data, w.shape), layout=LAYOUT)
+
+
+@functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
+def _repack_data(data: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    layers, planes = data.shape[:2]
+    whole = (layers, planes, *data_shape(shape))
+
+    def tiled(layer):
+        return repack(Packed(layer, jnp.zeros(()), shape=shape)).data
+
+    if math.prod(whole) != data.size:
+        return jax.lax.map(tiled, data)
+
+    def body(i, flat):
+        layer = jax.lax.dynamic_index_in_dim(flat, i, keepdims=False).reshape(data.shape[1:])
+        return jax.lax.dynamic_update_index_in_dim(flat, tiled(layer).reshape(-1), i, 0)
+
+    flat = jax.lax.fori_loop(0, layers, body, data.reshape(layers, -1))
+    return flat.reshape(whole)
+
+
 def canonical(w: Packed) -> Packed:
     """Inverse of `repack`: the bytes that it was given."""
     _expect(w, LAYOUT)

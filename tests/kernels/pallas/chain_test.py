@@ -1,0 +1,129 @@
+"""The chain kernel, interpreted, against the same steps by themselves: integers in numpy, floats
+by the formulas of norms, gates and quantizers as models have them.
+
+The interpreter runs one block, whose barrier stands for the grid's.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ternax.kernels.packing import Packed, pack_numpy
+from ternax.kernels.pallas import backend, tiles
+from ternax.nn.linear import ACTIVATIONS
+from ternax.nn.norm import rms_norm
+from ternax.quant.inputs import INPUTS
+
+if jax.__version_info__ < backend.MIN_JAX:
+    pytest.skip("this jax has no interpreter of Mosaic GPU", allow_module_level=True)
+
+from ternax.kernels.pallas import chain
+from ternax.kernels.pallas.chain import Link, Weights
+
+LAYERS = 2
+
+
+class Projection:
+    """A link's weights, as the kernel reads them and as numpy does."""
+
+    def __init__(self, link: Link, rng, layer: int):
+        k, n = link.shape
+        values = rng.integers(-1, 2, (LAYERS, 1, k, n)).astype(np.int8)
+        packed = Packed(jnp.asarray(pack_numpy(values, "trit2")), jnp.ones(()), shape=link.shape)
+        scale = rng.uniform(0.5, 2, (LAYERS, n)).astype(np.float32) / np.sqrt(k)
+        norm = rng.uniform(0.5, 2, (LAYERS, k)).astype(np.float32) if link.normed else None
+        self.weights = Weights(
+            tiles.repack(packed).data,
+            jnp.asarray(scale),
+            None if norm is None else jnp.asarray(norm),
+            jnp.int32(layer),
+            jnp.int32(layer),
+        )
+        self.values, self.scale = values[layer, 0], jnp.asarray(scale[layer])
+        self.norm = None if norm is None else jnp.asarray(norm[layer])
+
+
+def in_steps(links, projections, stream, given):
+    """(last product, stream, the codes each product read)."""
+    product, all_codes = None, []
+    for link, projection in zip(links, projections, strict=True):
+        if link.enter == "input":
+            value = given
+        elif link.enter == "stream":
+            value = stream
+        elif link.enter == "residual":
+            value = stream = stream + product
+        else:
+            first, second = jnp.split(product, 2, axis=-1)
+            value = ACTIVATIONS[link.enter](first) * second
+        if link.normed:
+            value = rms_norm(value, projection.norm, link.eps)
+        codes, x_scale = INPUTS["int8"](value)
+        all_codes.append(np.asarray(codes))
+        exact = np.asarray(codes).astype(np.int64) @ projection.values.astype(np.int64)
+        product = exact.astype(np.float32) * (x_scale * projection.scale)
+    return product, stream
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def run(links, weights, stream, given, rows, consumers):
+    config = {"blocks": 1, "stages": 2 * consumers, "consumers": consumers}
+    return chain.run(links, weights, stream, given, rows, config, interpret=True)
+
+
+LLAMA = (
+    Link((96, 64), "input", False, 0.0),
+    Link((64, 320), "residual", True, 1e-5),
+    Link((160, 64), "silu", False, 0.0),
+    Link((64, 128), "residual", True, 1e-5),
+)
+BITNET = (
+    Link((64, 64), "input", True, 1e-5),
+    Link((64, 1088), "residual", True, 1e-5),
+    Link((544, 64), "relu2", True, 1e-5),  # more than one tile along K
+)
+FIRST = (Link((64, 160), "stream", True, 1e-6),)
+
+
+@pytest.mark.parametrize(
+    "links, rows, consumers", [(LLAMA, 1, 2), (BITNET, 3, 1), (FIRST, 9, 2), (BITNET[1:2], 16, 2)]
+)
+def test_a_chain_is_its_steps(links, rows, consumers):
+    if links[0].enter == "residual":  # alone it reads the stream
+        links = (links[0]._replace(enter="stream"),)
+    rng = np.random.default_rng(rows)
+    projections = [Projection(link, rng, layer=1) for link in links]
+    padded = chain.padded_rows(rows)
+    stream = jnp.asarray(rng.normal(size=(padded, 64)).astype(np.float32))
+    given = None
+    if links[0].enter == "input":
+        given = jnp.asarray(rng.normal(size=(padded, links[0].shape[0])).astype(np.float32))
+    weights = tuple(projection.weights for projection in projections)
+    found, found_stream = run(links, weights, stream, given, rows, consumers)
+    product, expected_stream = in_steps(links, projections, stream, given)
+    if links[-1].shape[1] == 64:
+        assert found is None
+        expected_stream = expected_stream + product
+    else:
+        # Roots and sums differ in the last bit, so an activation may take the next code: one
+        # code of one activation moves a product by its scale, the rest is f32's rounding.
+        np.testing.assert_allclose(found[:rows], product[:rows], rtol=0, atol=0.03)
+    np.testing.assert_allclose(found_stream[:rows], expected_stream[:rows], rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    "size, workers, expected",
+    [(8192, 264, (32, 256)), (28672, 264, (128, 224)), (64, 2, (32, 2)), (96, 2, (96, 1))],
+)
+def test_chunks(size, workers, expected):
+    assert chain.chunks(size, workers) == expected
+
+
+def test_what_no_chain_takes_is_one_line():
+    assert chain.why_not(LLAMA) is None
+    assert chain.why_not([Link((64, 48), "stream", False, 0.0)]) == (
+        "a chain takes sizes that are multiples of 32, found 48"
+    )
