@@ -48,10 +48,11 @@ def day_flags(define):
 
 def step_body(name: str):
     """What a step does: Step -> None. Imports JAX."""
-    from ternax.gpu import bandwidth, exactness, facts, models, products, tune
+    from ternax.gpu import attending, bandwidth, chains, exactness, facts, models, products, tune
+    from ternax.kernels.pallas import decode
 
-    ours = ("mosaic", "XLA bf16", "XLA int8", "torch bf16", "torch int8")
-    rehearsed = ("mosaic", "reference", "XLA bf16", "XLA int8", "torch bf16", "gemlite A8W158")
+    ours = ("mosaic", "head", "XLA bf16", "XLA int8", "torch bf16", "torch int8")
+    rehearsed = ("mosaic", "head", "reference", "XLA bf16", "torch bf16", "gemlite A8W158")
     kernels, gemlite = products.run, ("mosaic", "gemlite A8W158", "gemlite A16W158")
 
     def multiply(step, model, names, batches=products.BATCHES):
@@ -62,7 +63,11 @@ def step_body(name: str):
     bodies = {
         "facts": facts.run,
         "bandwidth": bandwidth.run,
-        "exactness": exactness.run,
+        "exactness": functools.partial(exactness.run, rows=lambda n: n <= decode.MAX_ROWS),
+        "exactness-matrix": functools.partial(exactness.run, rows=lambda n: n > decode.MAX_ROWS),
+        "exactness-attention": exactness.attend,
+        "chain": chains.run,
+        "attention": attending.run,
         "tune": tune.run,
         "gemlite": functools.partial(multiply, model="70b", names=gemlite, batches=(1, 16)),
         "decode-70b": functools.partial(models.run, name="70b", points=models.SINGLE),

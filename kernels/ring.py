@@ -11,6 +11,7 @@ and one CUDA graph can hold them all.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -164,33 +165,24 @@ def additions(
 
 
 def random_bits(shape: tuple[int, ...], dtype, seed: int = 0) -> jax.Array:
-    """Integers of all values, or floats of magnitude 0.5 to 2 (bf16), made in place of nothing."""
-    return _random_bits(shape, jnp.dtype(dtype), seed)
+    """Integers of all values, or floats of magnitude 0.5 to 2 (bf16), compiled once a shape."""
+    return _random_bits(tuple(shape), jnp.dtype(dtype), jnp.uint32(seed * 0x9E3779B9 % 2**32))
 
 
-@jax.jit
-def _mixed(words):
-    x = words * jnp.uint32(2654435761)
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    return x ^ (x >> 15)
-
-
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _random_bits(shape, dtype, seed):
     size = dtype.itemsize
-    count = math.prod(shape) * size
-
-    @jax.jit
-    def make():
-        words = _mixed(lax.iota(jnp.uint32, -(-count // 4)) + jnp.uint32(seed * 0x9E3779B9 % 2**32))
-        if dtype == jnp.bfloat16:  # any sign and mantissa, two exponents
-            words = (words & jnp.uint32(0x80FF80FF)) | jnp.uint32(0x3F003F00)
-        if size == 4:
-            return lax.bitcast_convert_type(words, dtype).reshape(shape)
-        parts = lax.bitcast_convert_type(words, jnp.uint16 if size == 2 else jnp.uint8)
-        parts = parts.reshape(-1)[: math.prod(shape)].reshape(shape)
-        return lax.bitcast_convert_type(parts, dtype)
-
-    return make()
+    words = lax.iota(jnp.uint32, math.ceil(math.prod(shape) * size / 4)) + seed
+    words *= jnp.uint32(2654435761)
+    words = (words ^ (words >> 16)) * jnp.uint32(0x7FEB352D)
+    words ^= words >> 15
+    if dtype == jnp.bfloat16:  # any sign and mantissa, two exponents
+        words = (words & jnp.uint32(0x80FF80FF)) | jnp.uint32(0x3F003F00)
+    if size == 4:
+        return lax.bitcast_convert_type(words, dtype).reshape(shape)
+    parts = lax.bitcast_convert_type(words, jnp.uint16 if size == 2 else jnp.uint8)
+    parts = parts.reshape(-1)[: math.prod(shape)].reshape(shape)
+    return lax.bitcast_convert_type(parts, dtype)
 
 
 def host_rows(rows: int, k_size: int, seed: int = 0) -> np.ndarray:

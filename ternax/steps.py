@@ -28,9 +28,9 @@ def _random(shape: tuple[int, ...], dtype) -> jax.Array:
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
     bits = mix(index).astype(width)
     if dtype == jnp.uint16:
-        bits = (bits & 0x80FF) | 0x3F00
+        bits = (bits & width(0x80FF)) | width(0x3F00)
     elif dtype == jnp.float32:
-        bits = (bits & 0x80FFFFFF) | 0x3F000000
+        bits = (bits & width(0x80FFFFFF)) | width(0x3F000000)
     return jax.lax.bitcast_convert_type(bits, dtype)
 
 

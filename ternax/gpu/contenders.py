@@ -13,6 +13,7 @@ from ternax.gpu import torch_peer
 from ternax.kernels import backends, bench, ring, target
 from ternax.kernels.packing import FORMATS, Packed
 from ternax.kernels.pallas import decode, tiles
+from ternax.kernels.ternary_matmul import ternary_matmul
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Contender:
 
     def why_not(self) -> str | None:
         return None
+
+    def takes(self, shape: Shape) -> bool:
+        """Whether it multiplies this one."""
+        return not shape.name.endswith(":head") or self.bytes_a_weight >= 1
 
     def weight_bytes(self, shape: Shape) -> int:
         return int(shape.k * shape.n * self.bytes_a_weight)
@@ -88,8 +93,11 @@ class Backend(Contender):
         return shape.n * FORMATS["trit2"].row_bytes(shape.k)
 
     def _made(self, shape: Shape) -> Packed:
+        return self.stack(shape, self.layers(shape))
+
+    def stack(self, shape: Shape, layers: int) -> Packed:
+        """So many layers of random trits, in the order that the backend reads."""
         row = FORMATS["trit2"].row_bytes(shape.k)
-        layers = self.layers(shape)
         data = bench.fill(jnp.zeros((layers, 1, shape.n, row), jnp.uint8), "trit2")
         w = Packed(data, jnp.ones((layers, 1, 1, 1)), None, "trit2", shape=(shape.k, shape.n))
         return bench.repacked(self.name, w)
@@ -117,6 +125,41 @@ class Backend(Contender):
         said = ", ".join(f"{k} {v}" for k, v in self._config(shape, rows).items())
         alone = "" if self._alone(rows) else "; with what XLA puts round it"
         return f"; {said}{alone}"
+
+
+class Head(Contender):
+    """The head as models have it, int8 under float activations, by the backend that takes it."""
+
+    inputs = "float32"
+    bytes_a_weight = FORMATS["int8"].bits / 8
+
+    name = "head"
+
+    def __init__(self, ring_bytes: int):
+        super().__init__(ring_bytes)
+        self.weights = functools.cache(self._made)
+
+    def takes(self, shape: Shape) -> bool:
+        return shape.name.endswith(":head")
+
+    def _made(self, shape: Shape) -> Packed:
+        layers, row = self.layers(shape), FORMATS["int8"].row_bytes(shape.k)
+        data = bench.fill(jnp.zeros((layers, 1, shape.n, row), jnp.uint8), "int8")
+        scale = jnp.ones((layers, 1, 1, 1))
+        return Packed(data, scale, None, "int8", shape=(shape.k, shape.n))
+
+    def timed(self, shape: Shape, rows: int) -> ring.Timed:
+        w = self.weights(shape)
+        x = jnp.asarray(ring.host_rows(rows, shape.k), jnp.float32)
+
+        def product(x, w, layer):
+            return ternary_matmul(x, w, layer=layer, out_dtype=jnp.float32)
+
+        return ring.products(product, x, w, self.layers(shape), self.repeats(shape))
+
+    def note(self, shape: Shape, rows: int) -> str:
+        chosen = backends.choose(target.current().platform, None, self.weights(shape)).name
+        return f"; as models have it, floats in, by {chosen}"
 
 
 def kernel_alone(w: Packed, x: jax.Array, config: Mapping[str, int], repeats: int) -> ring.Program:
@@ -193,6 +236,7 @@ def _gemlite(helper: str, inputs: str):
 CONTENDERS: dict[str, Callable[[int], Contender]] = {
     "mosaic": lambda size: Backend(size, "mosaic"),
     "reference": lambda size: Backend(size, "reference"),
+    "head": Head,
     "XLA bf16": lambda size: Dot(size, "XLA bf16", jnp.bfloat16, jnp.bfloat16),
     "XLA int8": lambda size: Dot(size, "XLA int8", jnp.int8, jnp.int32),
     "torch bf16": lambda size: Torch(size, "torch bf16", torch_peer.bf16, "bfloat16", 2),

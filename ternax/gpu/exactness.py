@@ -6,7 +6,7 @@ by a program that shares nothing with the kernels.
 
 import concurrent.futures
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,25 +27,31 @@ LONG_ROWS, LONG = 2048, ("70b:qkv", "70b:down")
 ATTENTION_ERROR = 2.0**-8
 
 
-def run(step: Step) -> None:
-    """A Record a kernel, shape and rows; `max_abs_error` is 0 where it is exact."""
-    platform = target.current().platform
-    names = []
-    for name in backends.BACKENDS:
-        try:
-            backends.choose(platform, name=name)
-        except ValueError as error:
-            step.say(f"exactness: without {name}: {str(error).splitlines()[0]}")
-        else:
-            names.append(name)
-    for label, shape, rows, ragged in cases(step.rehearse):
+def run(step: Step, rows: Callable[[int], bool] = lambda count: True) -> None:
+    """A Record a kernel, shape and number of `rows`; `max_abs_error` is 0 where it is exact."""
+    names = names_here(step)
+    for label, shape, counts, ragged in cases(step.rehearse):
+        counts = tuple(filter(rows, counts))
         if step.left_s < 0:
             step.say(f"exactness: no time left for {label} and what follows")
             break
         # Of large shapes the reference would take the time that kernels have.
-        _check(step, [n for n in names if ragged or n != "reference"], label, weights(shape), rows)
-    if step.left_s > 0:
-        _attention(step, names)
+        able = [name for name in names if ragged or name != "reference"]
+        if counts and able:
+            _check(step, able, label, weights(shape), counts)
+
+
+def names_here(step: Step) -> list[str]:
+    """Backends that can run here; the others say why not."""
+    found = []
+    for name in backends.BACKENDS:
+        try:
+            backends.choose(target.current().platform, name=name)
+        except ValueError as error:
+            step.say(f"without {name}: {str(error).splitlines()[0]}")
+        else:
+            found.append(name)
+    return found
 
 
 def cases(rehearse: bool):
@@ -120,12 +126,12 @@ def _of(name: str, label: str, count: int) -> dict:
     return dict(config=label, inputs="int8", backend=name, batch=count)
 
 
-def _attention(step: Step, names: list[str]) -> None:
+def attend(step: Step) -> None:
     """One token over caches, each backend beside the reference: heads of 70b, 8b, 2b4t."""
     heads = [(4, 2, 32)] if step.rehearse else [(64, 8, 128), (32, 8, 128), (20, 5, 128)]
-    slots, batch = (32, 2) if step.rehearse else (1024, 3)
+    slots, batch, names = *((32, 2) if step.rehearse else (1024, 3)), names_here(step)
     for (query, groups, width), dtype in ((h, d) for h in heads for d in ("bf16", "int8")):
-        arguments = _cache(query, groups, width, slots, batch, dtype)
+        arguments = cache_arguments(query, groups, width, slots, batch, dtype)
         expected = None
         for name in ("reference", *(n for n in names if n != "reference")):
             step_of = jax.jit(functools.partial(attention.step_attention, backend=name))
@@ -161,16 +167,18 @@ def _attention(step: Step, names: list[str]) -> None:
             )
 
 
-def _cache(query: int, groups: int, width: int, slots: int, batch: int, dtype: str):
+def cache_arguments(
+    query: int, groups: int, width: int, slots: int, batch: int, dtype: str, layers: int = 2
+):
     """Arguments of `step_attention`: a cache in use up to its last slot but two, in layer 1."""
-    random = np.random.default_rng(0)
+    keys = iter(jax.random.split(jax.random.key(0), 5))
 
     def normal(*shape):
-        return jnp.asarray(random.normal(size=shape), jnp.float32)
+        return jax.random.normal(next(keys), shape)
 
     qkv = normal(batch, 1, (query + 2 * groups) * width)
     angle = normal(batch, 1, 1, width // 2)
-    stored = [normal(2, batch, groups, slots, width) for _ in "kv"]
+    stored = [normal(layers, batch, groups, slots, width) for _ in "kv"]
     scales: list[jax.Array | None] = [None, None]
     if dtype == "int8":
         peaks = [jnp.max(jnp.abs(store), axis=-1) / 127 for store in stored]
@@ -178,6 +186,6 @@ def _cache(query: int, groups: int, width: int, slots: int, batch: int, dtype: s
         stored, scales = [code.astype(jnp.int8) for code in codes], [*peaks]
     else:
         stored = [float_to_bits(store, "bf16") for store in stored]
-    start = jnp.asarray(random.integers(0, slots // 2, batch), jnp.int32)
+    start = jax.random.randint(next(keys), (batch,), 0, slots // 2)
     rope = jnp.cos(angle), jnp.sin(angle)
     return qkv, rope, *stored, *scales, start, jnp.int32(slots - 3), jnp.int32(1)

@@ -9,7 +9,7 @@ from ternax.record import Record
 from ternax.table import rate
 
 WIDTH = 100
-OURS = "mosaic"
+OURS, HEAD = "mosaic", "head"
 _OFF = "CUDA graphs off"
 # Columns of the table of kernels, behind ours.
 _OTHERS = ("XLA bf16", "XLA int8", "torch bf16", "torch int8")
@@ -40,7 +40,8 @@ def _is_wrong(record: Record) -> bool:
 def kernel(
     records: Iterable[Record], shape: str, batch: int, name: str = OURS, graphs: bool = True
 ) -> Record | None:
-    """The last record of a contender at a shape, "70b:o", by itself."""
+    """The last record of a contender at a shape, "70b:o", by itself. Ours of a head is HEAD."""
+    name = HEAD if name == OURS and shape.endswith(":head") else name
     found = [
         r
         for r in records
@@ -167,7 +168,7 @@ def _share_of_2b4t(records) -> float | None:
 GOALS: tuple[Goal, ...] = (
     *(
         Goal(f"70b {part}, batch 1: share of the read rate", (0.75, 0.9, 0.95), _share(part))
-        for part in ("gate_up", "down")
+        for part in ("gate_up", "down", "head")
     ),
     *(
         Goal(f"70b {part}, batch 1: share of the read rate", (0.5, 0.7, 0.85), _share(part))

@@ -101,10 +101,13 @@ def tell(record: Record) -> None:
 
 
 def told(line: str) -> Record | None:
-    """The record of such a line; None for any other line."""
+    """The record of such a line; None for any other line, and for one that was cut off."""
     if not line.startswith(_RECORD):
         return None
-    return Record.from_dict(json.loads(line.removeprefix(_RECORD)))
+    try:
+        return Record.from_dict(json.loads(line.removeprefix(_RECORD)))
+    except ValueError:
+        return None
 
 
 def say(line: str) -> None:

@@ -19,7 +19,7 @@ from ternax.record import Record
 from ternax.workload import Workload, first_device
 
 # Enough that energy counters move; the first comes from prefill, the second warms up.
-_TOKENS, _PROMPT = 258, 16
+_TOKENS, _PROMPT = 258, 1
 _TINY_TOKENS, _TINY_CONTEXT = 6, 64
 _PHASES = ("compile", "prefill", "decode")
 

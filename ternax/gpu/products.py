@@ -17,7 +17,7 @@ from ternax.gpu.facts import throttled
 from ternax.gpu.made import Step
 from ternax.kernels import ring, shapes
 
-BATCHES = (1, 16, 64, 8, 4)
+BATCHES = (1, 16, 8, 4, 64)
 _ROUNDS = 7
 _COMPILERS = 8
 # A tiny ring where nothing is to be found out.
@@ -38,11 +38,7 @@ def run(step: Step, model: str, names: Sequence[str], batches: Sequence[int] = B
             step.say(f"{model}: without {name}: {why}")
         else:
             runs.append(contender)
-    parts = {
-        name: Shape(name, *shape)
-        for name, shape in shapes.products(model).items()
-        if not name.endswith(":head")
-    }
+    parts = {name: Shape(name, *shape) for name, shape in shapes.products(model).items()}
     longest = 0.0
     for batch in batches:
         if step.left_s < longest:
@@ -63,8 +59,9 @@ def _batch(step: Step, model: str, runs: list[Contender], parts: list[Shape], ba
             contender, lane = lanes[name]
             nbytes = contender.weight_bytes(shape)
             _keep(step, contender, shape, batch, taken, lane.calls)
-            found.setdefault(name, []).append((nbytes, statistics.median(taken)))
-    for name, points in found.items():
+            if not shape.name.endswith(":head"):
+                found.setdefault(name, []).append((nbytes, statistics.median(taken)))
+    for name, points in found.items():  # the head is another kernel, and weighs too much
         _keep_line(step, model, name, batch, points)
 
 
@@ -76,7 +73,7 @@ def prepared(
     waiting = {}
     with concurrent.futures.ThreadPoolExecutor(_COMPILERS) as pool:
         for contender in runs:
-            for shape in parts if contender.compiled else ():
+            for shape in filter(contender.takes, parts) if contender.compiled else ():
                 try:
                     program = contender.timed(shape, batch)
                     assert isinstance(program, ring.Program)
@@ -90,7 +87,7 @@ def prepared(
                 _say_failed(step, *key, batch, error)
     # Not while XLA compiles: its autotuner allocates, which ends a capture of a CUDA graph.
     for contender in runs:
-        for shape in () if contender.compiled else parts:
+        for shape in () if contender.compiled else filter(contender.takes, parts):
             try:
                 found[contender.name, shape] = contender.timed(shape, batch)
             except Exception as error:

@@ -40,14 +40,12 @@ class Planned:
       name: what --steps calls it.
       seconds: planned, on an H200.
       what: it finds out, in a few words.
-      gpu: whether it has nothing to do on another device.
       graphs: whether it is run again without CUDA graphs where that is asked for.
     """
 
     name: str
     seconds: int
     what: str
-    gpu: bool = False
     graphs: bool = False
 
     @property
@@ -59,18 +57,22 @@ class Planned:
 # In the order of their worth.
 STEPS: tuple[Planned, ...] = (
     Planned("facts", 8, "device, driver, clocks and throttling as found; versions"),
-    Planned("bandwidth", 35, "best read and copy rate of 1, 4, 16 GiB, by XLA and torch"),
-    Planned("exactness", 45, "every kernel against integer products, small and real shapes"),
-    Planned("kernels-70b", 75, "kernels alone at 70b's shapes, beside XLA and torch", graphs=True),
-    Planned("tune", 45, "settings of the decode kernel, into tuned/<device>.json", gpu=True),
+    Planned("bandwidth", 30, "best read and copy rate of 1, 4, 16 GiB, by XLA and torch"),
+    Planned("exactness", 30, "up to 16 rows against integer products, small and real shapes"),
+    Planned("exactness-matrix", 25, "the same of 17 to 2048 rows"),
+    Planned("exactness-attention", 12, "one token over caches, against the reference"),
+    Planned("chain", 40, "a layer's projections in one launch: right? how fast?"),
+    Planned("kernels-70b", 70, "kernels alone at 70b's shapes, beside XLA and torch", graphs=True),
+    Planned("tune", 40, "settings of the decode kernel, into tuned/<device>.json"),
     Planned("decode-70b", 50, "70b, 80 layers, batch 1, contexts of 1k and 8k", graphs=True),
     Planned("batches-70b", 55, "the same at batch 64, 16 and 4, int8 cache", graphs=True),
     Planned("prefill-70b", 40, "prompts of 2048 and 512 tokens"),
+    Planned("attention", 25, "one token over caches of 1k and 8k slots, by itself"),
     Planned("decode-2b4t", 25, "2b4t, batch 1, context of 1k", graphs=True),
     Planned("decode-8b", 25, "8b, batch 1, context of 1k", graphs=True),
-    Planned("kernels-8b", 35, "kernels alone at 8b's shapes"),
-    Planned("kernels-2b4t", 35, "kernels alone at 2b4t's shapes"),
-    Planned("gemlite", 35, "70b's shapes by gemlite, where it is installed", gpu=True),
+    Planned("kernels-8b", 30, "kernels alone at 8b's shapes"),
+    Planned("kernels-2b4t", 30, "kernels alone at 2b4t's shapes"),
+    Planned("gemlite", 35, "70b's shapes by gemlite, where it is installed"),
 )
 
 

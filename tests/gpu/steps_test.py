@@ -5,8 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ternax.gpu import bandwidth, contenders, exactness, facts, made, models, products, tune
-from ternax.kernels import backends, bench, ring
+from ternax.configs import get_config
+from ternax.gpu import (
+    attending,
+    bandwidth,
+    chains,
+    contenders,
+    exactness,
+    facts,
+    made,
+    models,
+    products,
+    tune,
+)
+from ternax.kernels import backends, bench, ring, shapes
 from ternax.kernels.packing import unpack_numpy
 
 
@@ -47,11 +59,33 @@ def test_the_oracle_is_the_integer_product():
 
 def test_kernels_here_are_exact(step):
     exactness.run(step)
-    assert step.records and all(r.note.startswith("exactness") for r in step.records)
-    products = [r for r in step.records if "rows" in r.note]
-    assert len(products) == 4 * len({r.backend for r in products})
-    assert all(r.metrics["max_abs_error"] == 0 for r in products)
-    assert any("without mosaic" in line for line in step.lines)
+    assert len(step.records) == 4 * len({r.backend for r in step.records}) > 0
+    assert all(r.note.startswith("exactness") for r in step.records)
+    assert all(r.metrics["max_abs_error"] == 0 for r in step.records)
+    assert any(line.startswith("without mosaic: backend 'mosaic' cannot") for line in step.lines)
+
+
+def test_attention_here_is_as_the_reference(step):
+    exactness.attend(step)
+    own = [r for r in step.records if r.backend != "reference"]
+    assert len(own) == len(step.records) and not any("WRONG" in r.note for r in own)
+    assert all(r.metrics["relative_error"] < exactness.ATTENTION_ERROR for r in own)
+
+
+def test_attention_has_a_time(step):
+    attending.run(step)
+    found = {(r.backend, r.batch, r.inputs): r for r in step.records}
+    assert {("reference", 1, "bf16"), ("reference", 2, "int8")} <= found.keys()
+    m = found["reference", 2, "int8"].metrics
+    assert m["gb_per_s"] == pytest.approx(2 * 2 * 2 * 32 * (32 + 4) / m["call_us"] / 1e3)
+
+
+def test_a_chain_here_says_why_not(step):
+    chains.run(step)
+    assert not step.records and "'mosaic' cannot run here" in step.lines[0]
+    assert [link.shape for link in chains.links_of(get_config("70b"))] == [
+        shapes.SHAPES["70b"][part] for part in ("o", "gate_up", "down", "qkv")
+    ]
 
 
 def test_one_wrong_sum_is_found(step, monkeypatch):
@@ -78,15 +112,16 @@ def test_one_wrong_sum_is_found(step, monkeypatch):
 
 
 def test_contenders_take_turns_and_those_that_cannot_say_why(step):
-    names = ("mosaic", "reference", "XLA int8", "torch int8", "gemlite A8W158")
+    names = ("mosaic", "head", "reference", "XLA int8", "torch int8", "gemlite A8W158")
     step.read_gb_per_s = 10.0
     products.run(step, "tiny-bitnet", names, (4,))
     able = {r.backend for r in step.records}
-    assert {"reference", "XLA int8"} <= able
+    assert {"reference", "XLA int8", "head"} <= able
     assert {line.split(" without ")[1].partition(":")[0] for line in step.lines} == {*names} - able
     own = [r for r in step.records if r.backend == "XLA int8"]
     shapes = {r.config: r for r in own if r.note.startswith("K ")}
-    assert {n.partition(":")[2] for n in shapes} == {"qkv", "o", "gate_up", "down"}
+    assert {n.partition(":")[2] for n in shapes} == {"qkv", "o", "gate_up", "down", "head"}
+    assert [r.config for r in step.records if r.backend == "head"] == ["tiny-bitnet:head"]
     down = shapes["tiny-bitnet:down"]
     m = down.metrics
     assert m["weight_bytes"] == 144 * 64 and (len(down.samples), down.batch) == (7, 4)
@@ -128,6 +163,6 @@ def test_models_are_decoded_at_their_context(step):
     assert phases == ["create", "compile", "prefill", "decode", "compile", "prefill"]
     decode = step.records[3]
     assert decode.experiment == made.EXPERIMENT and decode.config == "tiny-bitnet"
-    assert (decode.batch, decode.context) == (2, 16 + 64 + 6)
+    assert (decode.batch, decode.context) == (2, 1 + 64 + 6)
     assert "64 slots of the cache began filled" in decode.note
     assert step.records[5].metrics["prompt_tokens"] == 64
