@@ -29,6 +29,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from . import sass, target
+from .packing import FORMATS
 from .pallas import backend, tiles
 from .shapes import SHAPES, products
 
@@ -125,14 +126,18 @@ def devices(name: str, count: int = 1) -> list:
     return topology.devices
 
 
-def compile_for(name: str, function, *arguments) -> jax.stages.Compiled:
-    """`jit(function)` for DEVICES[name]; arguments are arrays or their shapes, in pytrees."""
+def compile_for(
+    name: str, function, *arguments, donate: tuple[int, ...] = ()
+) -> jax.stages.Compiled:
+    """`jit(function)` for DEVICES[name]; arguments are arrays or their shapes, in pytrees, those
+    at `donate` given away."""
     where = SingleDeviceSharding(devices(name)[0])
     there = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), arguments
     )
     with target.compiling_for(DEVICES[name].target):
-        return jax.jit(function).trace(*there).lower(lowering_platforms=("cuda",)).compile()
+        jitted = jax.jit(function, donate_argnums=donate)
+        return jitted.trace(*there).lower(lowering_platforms=("cuda",)).compile()
 
 
 @contextlib.contextmanager
@@ -158,20 +163,31 @@ def dumped_kernels():
 
 def inspect(folder: pathlib.Path) -> dict:
     """What ptxas makes of the one kernel dumped in `folder`."""
-    [ptx] = folder.glob("*.ptx")
-    cubin = folder / "kernel.cubin"
-    arch = re.findall(r"\.target (\w+)", ptx.read_text())[0]
-    made = _run("ptxas", "-v", f"-arch={arch}", str(ptx), "-o", str(cubin))
-    loop = sass.main_loop(_run("nvdisasm", "-c", str(cubin)))
-    [resources] = folder.glob("*.resources.txt")
-    shared = re.findall(r"smem_scratch_bytes=(\d+)", resources.read_text())[0]
+    [(kernel, found)] = kernels(folder).items()
+    loop = sass.main_loop(disassembled(folder, kernel))
     return {
-        **sass.resources(made),
-        "shared_bytes": int(shared),
+        **found,
         "issued_per_weight": round(loop.issued_per_weight, 4),
         "alu_per_weight": round(loop.alu_per_weight, 4),
         "loop": loop.instructions,
     }
+
+
+def kernels(folder: pathlib.Path) -> dict[str, dict[str, int]]:
+    """Registers, spills and shared memory of each kernel dumped in `folder`, by its name."""
+    found = {}
+    for ptx in sorted(folder.glob("*.ptx")):
+        [resources] = folder.glob(f"{ptx.stem}.resources.txt")
+        shared = re.findall(r"smem_scratch_bytes=(\d+)", resources.read_text())[0]
+        arch = re.findall(r"\.target (\w+)", ptx.read_text())[0]
+        made = _run("ptxas", "-v", f"-arch={arch}", str(ptx), "-o", str(ptx.with_suffix(".cubin")))
+        found[ptx.stem] = {**sass.resources(made), "shared_bytes": int(shared)}
+    return found
+
+
+def disassembled(folder: pathlib.Path, kernel: str) -> str:
+    """nvdisasm's text of one of `kernels(folder)`."""
+    return _run("nvdisasm", "-c", str(folder / f"{kernel}.cubin"))
 
 
 def _run(tool: str, *arguments: str) -> str:
@@ -181,34 +197,47 @@ def _run(tool: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def decode_report(device: str, name: str, k_size: int, n: int, rows: int) -> dict:
-    """The record of the decode kernel on one layer of a stack, for `rows` rows of activations."""
-    kernel = _decode_kernel(device, k_size, n, -(-rows // 8) * 8)
+def report(device: str, name: str, k_size: int, n: int, rows: int) -> dict:
+    """The record of a shape's kernel on one layer of a stack, for `rows` rows of activations."""
+    kernel = _kernel(name)
+    found = _compiled(device, kernel, k_size, n, -(-rows // 8) * 8)
     return {
         "kind": "compiled",
-        "kernel": "decode",
+        "kernel": kernel,
         "device": DEVICES[device].target.kind,
         "shape": name,
         "k": k_size,
         "n": n,
         "rows": rows,
-        **kernel,
+        **found,
         "jax": jax.__version__,
         "ptxas": _run("ptxas", "--version").strip().splitlines()[-1],
     }
 
 
-@functools.cache
-def _decode_kernel(device: str, k_size: int, n: int, rows: int) -> dict:
-    """What is compiled for it; rows in eights, as the kernel pads them."""
-    from .pallas import decode
+def _kernel(name: str) -> str:
+    """The kernel of a shape: trits are decoded, a head holds int8."""
+    return "head" if name.endswith(":head") else "decode"
 
-    shape, config = (k_size, n), decode.heuristic(DEVICES[device].target.core_count)
-    weights = jax.ShapeDtypeStruct((_LAYERS, 1, *tiles.data_shape(shape)), jnp.uint8)
+
+def _module(kernel: str):
+    from .pallas import decode, head
+
+    return {"decode": decode, "head": head}[kernel]
+
+
+@functools.cache
+def _compiled(device: str, kernel: str, k_size: int, n: int, rows: int) -> dict:
+    """What is compiled for it; rows in eights, as kernels pad them."""
+    shape, module = (k_size, n), _module(kernel)
+    config = module.heuristic(DEVICES[device].target.core_count)
+    canonical = (n, FORMATS["int8"].row_bytes(k_size))
+    data = canonical if kernel == "head" else tiles.data_shape(shape)
+    weights = jax.ShapeDtypeStruct((_LAYERS, 1, *data), jnp.uint8)
     with dumped_kernels() as folder:
         compiled = compile_for(
             device,
-            lambda x, data, layer: decode.accumulate(x, data, shape, layer, config),
+            lambda x, data, layer: module.accumulate(x, data, shape, layer, config),
             jax.ShapeDtypeStruct((rows, k_size), jnp.int8),
             weights,
             jax.ShapeDtypeStruct((), jnp.int32),
@@ -226,16 +255,14 @@ def _decode_kernel(device: str, k_size: int, n: int, rows: int) -> dict:
 
 
 def find_shapes(names: str) -> list[tuple[str, int, int]]:
-    """(name, K, N) of "70b" (all ternary parts of a model) or "70b:down", behind commas."""
+    """(name, K, N) of "70b" (all of a model) or "70b:down", behind commas."""
     found = []
     for name in names.split(","):
-        known = {
-            each: shape for each, shape in products(name).items() if not each.endswith(":head")
-        }
+        known = products(name)
         if not known:
             raise UsageError(
                 f"--shapes: expected one of {', '.join(SHAPES)}, alone or as model:part with part "
-                f"among qkv, o, gate_up, down; found {name!r}"
+                f"among {', '.join(SHAPES['70b'])}; found {name!r}"
             )
         found += [(each, *shape) for each, shape in known.items()]
     return found
@@ -251,22 +278,26 @@ def main(argv=None) -> int:
     flag = functools.partial(parser.add_argument, metavar="...")
     flag("--device", default="h200", help=f"of {', '.join(DEVICES)} [h200]")
     flag("--shapes", default="70b", help="a model or model:part, behind commas [70b]")
-    flag("--rows", default="1,16", help="rows of activations, 1 to 16, behind commas [1,16]")
+    flag(
+        "--rows",
+        default="1,16",
+        help="rows of activations, to 16, of a head alone 96 [1,16]",
+    )
     try:
         args = parser.parse_args(argv)
         if args.device not in DEVICES:
             raise UsageError(
                 f"--device: expected one of {', '.join(DEVICES)}, found {args.device!r}"
             )
-        rows = args.rows.split(",")
-        if not all(text.isdecimal() and 1 <= int(text) <= 16 for text in rows):
-            raise UsageError(f"--rows: expected integers from 1 to 16, found {args.rows!r}")
-        shapes = find_shapes(args.shapes)
+        shapes, rows = find_shapes(args.shapes), args.rows.split(",")
+        most = min(_module(_kernel(name)).MAX_ROWS for name, _, _ in shapes)
+        if not all(text.isdecimal() and 1 <= int(text) <= most for text in rows):
+            raise UsageError(f"--rows: expected integers from 1 to {most}, found {args.rows!r}")
         if reason := why_not():
             raise UsageError(f"cannot compile ahead of time here: {reason}")
         for shape in shapes:
             for count in rows:
-                print(json.dumps(decode_report(args.device, *shape, int(count))), flush=True)
+                print(json.dumps(report(args.device, *shape, int(count))), flush=True)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

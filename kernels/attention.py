@@ -12,6 +12,7 @@ from . import target
 from .backends import choose
 from .cpu import backend as cpu
 from .packing import bits_to_float, float_to_bits
+from .pallas import backend as mosaic
 
 # Slots the reference reads and dequantizes at a time; a cache holds whole blocks.
 BLOCK_SLOTS = 256
@@ -63,7 +64,8 @@ def step_attention(
       start: int32 [B], first slot in use of each row.
       length: int32 [], slots in use before these tokens.
       layer: int32 [].
-      backend: a name in BACKENDS; None takes the platform's fastest.
+      backend: a name in BACKENDS; None takes the platform's fastest. Where its own kernels
+        cannot, as with more than one token on a GPU, XLA's way is taken.
 
     Returns:
       (f32 [B, T, H, E], k, v, k_scale, v_scale), the cache with T tokens more; zero for a
@@ -72,6 +74,8 @@ def step_attention(
     chosen = choose(target.current().platform, name=backend).name
     if chosen == "cpu":
         return cpu.step(qkv, rope, k, v, k_scale, v_scale, start, length, layer)
+    if chosen == "mosaic" and mosaic.why_not_attend(qkv, k) is None:
+        return mosaic.attend(qkv, rope, k, v, k_scale, v_scale, start, length, layer)
     groups, width = k.shape[2], k.shape[4]
     x = qkv.reshape(*qkv.shape[:2], -1, width)
     q, new_k, new_v = jnp.split(x, [x.shape[2] - 2 * groups, x.shape[2] - groups], axis=2)

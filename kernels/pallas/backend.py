@@ -1,11 +1,13 @@
 """The GPU backend: Pallas kernels on Mosaic GPU, for Hopper's wgmma and TMA.
 
-Weights come in tiles (`tiles.repack`), the whole stack with a layer index, so nothing is
-copied. Products are exact in int32; scales enter behind them, in XLA, by the reference's own
-formula, so both backends give the same floats.
+Trits come in tiles (`tiles.repack`), int8 codes as they are, each the whole stack with a layer
+index, so nothing is copied. Products are exact in int32; scales enter behind them, in XLA, by
+the reference's own formula, so both backends give the same floats.
 """
 
+import concurrent.futures
 import functools
+import warnings
 from collections.abc import Mapping
 
 import jax
@@ -13,15 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import reference, target, tuning
-from ..packing import NUM_DIGITS, Packed, pack_numpy
+from ..packing import CANONICAL, FORMATS, NUM_DIGITS, Packed, pack_numpy
 from . import tiles
 
 # `plgpu.kernel` as it is called here; older ones differ, and jax 0.10 cannot interpret it.
 MIN_JAX = (0, 11, 2)
 # wgmma on int8 with one operand in registers, TMA. Not Blackwell, which has neither.
 COMPUTE_CAPABILITY = "9.0"
-# The accumulator of a bit position holds up to 128 * 128 * K / 4.
-_MAX_K = 2**31 // (128 * 128 // 4) - 1
+# Of each format: the layout that its kernel reads, and the longest K. The accumulator of one of
+# four bit positions of trits holds up to 128 * 128 * K / 4, that of int8 128 * 128 * K.
+_LAYOUTS = {"trit2": tiles.LAYOUT, "int8": CANONICAL}
+_MAX_K = {"trit2": 2**31 // (128 * 128 // 4) - 1, "int8": 2**31 // (128 * 128) - 1}
+# Each pass over a table holds a few rows, and the sums of all passes lie in memory together: a
+# whole text is better off with the reference, which has neither.
+_MAX_TABLE_ROWS = 256
 
 
 def why_not(platform: str, x, w: Packed | None) -> str | None:
@@ -30,7 +37,6 @@ def why_not(platform: str, x, w: Packed | None) -> str | None:
     Raises:
       tuning.TunedFileError: they would, but not by the device's tuned file.
     """
-    del x
     if platform != "gpu":
         return f"it runs on gpu, this is {platform}"
     if jax.__version_info__ < MIN_JAX:
@@ -43,64 +49,88 @@ def why_not(platform: str, x, w: Packed | None) -> str | None:
             f"{device.compute_capability or 'none'}"
         )
     tuning.settings(device.kind, (0, 0), 1)  # whether it can be read
-    return _unfit(w) or (_unusable() if device.present else None)
+    if reason := _unfit(x, w):
+        return reason
+    formats = (_LAYOUTS if w is None else (w.format,)) if device.present else ()
+    return next(filter(None, map(_unusable, formats)), None)
 
 
-def _unfit(w: Packed | None) -> str | None:
-    """What of a weight the kernels cannot read."""
+def _unfit(x, w: Packed | None) -> str | None:
+    """What of a weight the kernels cannot read, or of a table the reference reads as well."""
     if w is None:
         return None
-    if w.format != "trit2":
-        return f"it multiplies trit2, found {w.format}"
+    if w.format not in _LAYOUTS:
+        return f"it multiplies {' and '.join(_LAYOUTS)}, found {w.format}"
     if w.groups != 1:
         return f"it takes one scale group along K, found {w.groups}"
-    if w.shape[0] > _MAX_K:
-        return f"its accumulators hold K up to {_MAX_K}, found {w.shape[0]}"
-    if w.layout != tiles.LAYOUT:
-        return f"it reads the layout {tiles.LAYOUT!r}, found {w.layout!r}"
+    if w.format == "int8" and w.num_planes != 1:
+        return f"it takes one plane of int8, found {w.num_planes}"
+    if w.shape[0] > _MAX_K[w.format]:
+        return f"its accumulators hold K up to {_MAX_K[w.format]}, found {w.shape[0]}"
+    if w.layout != _LAYOUTS[w.format]:
+        return f"it reads {w.format} in the layout {_LAYOUTS[w.format]!r}, found {w.layout!r}"
+    if w.format == "int8" and x is not None and x.shape[0] > _MAX_TABLE_ROWS:
+        return f"it takes int8 times up to {_MAX_TABLE_ROWS} rows of x, found {x.shape[0]}"
     return None
 
 
 @functools.cache
-def _unusable() -> str | None:
-    with jax.ensure_compile_time_eval():
-        return self_test()
+def _unusable(format: str) -> str | None:
+    return _aside(functools.partial(self_test, format))
 
 
-def self_test() -> str | None:
-    """A ragged product of each number of rows against numpy integers; None, or what differs."""
-    random = np.random.default_rng(0)
-    k_size, n = 1300, 333
-    values = random.integers(-1, 2, (2, 1, k_size, n)).astype(np.int8)
-    w = Packed(jnp.asarray(pack_numpy(values, "trit2")), jnp.ones((2, 1, 1, 1)), shape=(k_size, n))
-    w = tiles.repack(w)
-    for rows in (1, 11, 40):
-        x = random.integers(-128, 128, (1, rows, k_size)).astype(np.int8)
+def _aside(test):
+    """What a test returns, called in a thread of its own: whoever asks may be tracing, a thread
+    does not. `jax.ensure_compile_time_eval` would take a kernel's own indices for constants."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(test).result()
+
+
+def self_test(format: str) -> str | None:
+    """Ragged products of several numbers of rows against numpy integers; None, or what differs."""
+    # Rows of one batch and of more than one pass; blocks that go over several tiles of a table.
+    rows, settings = {"trit2": ((1, 11, 40), {}), "int8": ((3, 105), {"blocks": 2})}[format]
+    random, high = np.random.default_rng(0), FORMATS[format].high
+    k_size, n = 1300, 600
+    values = random.integers(-high, high + 1, (2, 1, k_size, n)).astype(np.int8)
+    data, scale = jnp.asarray(pack_numpy(values, format)), jnp.ones((2, 1, 1, 1))
+    w = Packed(data, scale, format=format, shape=(k_size, n))
+    w = tiles.repack(w) if format == "trit2" else w
+    for count in rows:
+        x = random.integers(-128, 128, (1, count, k_size)).astype(np.int8)
         expected = x[0].astype(np.int64) @ values[1, 0].astype(np.int64)
+        config = {**heuristic(x[0], w), **settings}
+        product = jax.jit(lambda x, w, config=config: run(x, None, w, jnp.int32(1), config))
         try:
-            found = run(jnp.asarray(x), None, w, jnp.int32(1), heuristic(x[0], w))
+            found = product(jnp.asarray(x), w)
         except Exception as error:  # whatever compiler or driver say
-            return f"its self-test raised {type(error).__name__}: {str(error).splitlines()[0]}"
+            line = str(error).partition("\n")[0]
+            return f"its self-test of {format} raised {type(error).__name__}: {line}"
         if not np.array_equal(np.asarray(found), expected):
-            return f"its self-test failed: {rows} rows differ from the integer product"
+            return f"its self-test of {format} failed: {count} rows differ from integer products"
     return None
 
 
+def _kernel(w: Packed | None):
+    """The module of the kernel that multiplies w."""
+    from . import decode, head
+
+    return head if w is not None and w.format == "int8" else decode
+
+
 def heuristic(x, w: Packed) -> Mapping[str, int]:
-    """The decode kernel's settings on the target device: tuned ones, where a file has them.
+    """The kernel's settings on the target device: tuned ones, where a file has them.
 
     Raises:
       tuning.TunedFileError: it is for another layout, or no such file at all.
     """
-    from . import decode
-
     device = target.current()
-    if x is not None and w is not None:
+    if x is not None and w is not None and w.format == "trit2":
         rows = x.shape[-2] * (1 if x.dtype == jnp.int8 else NUM_DIGITS)
         tuned = tuning.settings(device.kind, w.shape, rows)
         if tuned is not None:
             return tuned
-    return decode.heuristic(device.core_count)
+    return _kernel(w).heuristic(device.core_count)
 
 
 def run(
@@ -115,17 +145,44 @@ def run(
 
     Rows beyond what one pass holds, digits counted, read the weights again.
 
-    config: of `decode.accumulate`; interpret: as there.
+    config: of `accumulate` of the format's kernel; interpret: as there.
     """
-    from . import decode
-
+    kernel = _kernel(w)
     flat = digits.reshape(-1, digits.shape[-1])
     parts = [
-        decode.accumulate(flat[i : i + decode.MAX_ROWS], w.data, w.shape, layer, config, interpret)
-        for i in range(0, flat.shape[0], decode.MAX_ROWS)
+        kernel.accumulate(flat[i : i + kernel.MAX_ROWS], w.data, w.shape, layer, config, interpret)
+        for i in range(0, flat.shape[0], kernel.MAX_ROWS)
     ]
     sums = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
     if x_scale is None:
         return sums[:, 0]
     share = reference.combine(digits, x_scale, w, layer)
     return functools.reduce(jnp.add, (share(sums[:, p], p, 0, 0) for p in range(w.num_planes)))
+
+
+def why_not_attend(qkv, k) -> str | None:
+    """None where `attend` takes these arguments, in a program that this backend runs; says aloud
+    where a GPU has failed the self-test."""
+    from . import attention
+
+    reason = attention.why_not(qkv, k)
+    return reason or (_unusable_attention() if target.current().present else None)
+
+
+@functools.cache
+def _unusable_attention() -> str | None:
+    from . import attention_self_test
+
+    reason = _aside(attention_self_test.self_test)
+    if reason:
+        warnings.warn(f"decode attention on Mosaic GPU is not used: {reason}", stacklevel=3)
+    return reason
+
+
+def attend(qkv, rope, k, v, k_scale, v_scale, start, length, layer):
+    """One token a row, as `kernels.attention.step_attention` has it, by `attention.step`."""
+    from . import attention
+
+    heads = qkv.shape[-1] // k.shape[-1] - 2 * k.shape[2]
+    config = attention.heuristic(target.current().core_count, heads, k)
+    return attention.step(qkv, rope, k, v, k_scale, v_scale, start, length, layer, config)

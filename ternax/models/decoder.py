@@ -11,6 +11,7 @@ from flax import nnx
 from jax import lax
 
 from ternax.config import ModelConfig
+from ternax.nn import chained
 from ternax.nn.attention import Attention
 from ternax.nn.cache import KVCache, advance
 from ternax.nn.linear import PackedStack
@@ -116,6 +117,8 @@ class Decoder(nnx.Module):
 
     def _run_layers(self, x, positions, start, cache, remat):
         rope = rope_table(self.config, jnp.maximum(positions, 0))
+        if cache is not None and x.shape[1] == 1 and chained.why_not(self.layers, len(x)) is None:
+            return chained.run(self.layers, x, rope, cache)
         graph, whole, sliced = nnx.split(self.layers, PackedStack, ...)
 
         def body(carry, step):

@@ -17,10 +17,10 @@ H200 = target.Target("gpu", "NVIDIA H200", "9.0", 132, present=False)
 OLD = jax.__version_info__ < (0, 11, 2)
 
 
-def weight(k_size=32, n=3, groups=1, format="trit2") -> Packed:
-    values = np.random.default_rng(0).integers(-1, 2, (1, k_size, n)).astype(np.int8)
+def weight(k_size=32, n=3, groups=1, format="trit2", planes=1) -> Packed:
+    values = np.random.default_rng(0).integers(-1, 2, (planes, k_size, n)).astype(np.int8)
     data = jnp.asarray(packing.pack_numpy(values, format))
-    return Packed(data, jnp.ones((1, groups, 1)), None, format, shape=(k_size, n))
+    return Packed(data, jnp.ones((planes, groups, 1)), None, format, shape=(k_size, n))
 
 
 def test_it_names_the_platform():
@@ -44,13 +44,26 @@ def test_it_names_the_jax_it_needs():
             None,
             "it needs compute capability 9.0 (H100, H200), NVIDIA L40S has 8.9",
         ),
-        ({}, weight(), f"it reads the layout {tiles.LAYOUT!r}, found 'canonical'"),
+        ({}, weight(format="int8"), None),
+        ({}, weight(), f"it reads trit2 in the layout {tiles.LAYOUT!r}, found 'canonical'"),
+        (
+            {},
+            dataclasses.replace(weight(format="int8"), layout="other"),
+            "it reads int8 in the layout 'canonical', found 'other'",
+        ),
         ({}, weight(groups=2), "it takes one scale group along K, found 2"),
-        ({}, weight(format="int8"), "it multiplies trit2, found int8"),
+        ({}, weight(groups=2, format="int8"), "it takes one scale group along K, found 2"),
+        ({}, weight(planes=2, format="int8"), "it takes one plane of int8, found 2"),
+        ({}, weight(format="int4"), "it multiplies trit2 and int8, found int4"),
         (
             {},
             dataclasses.replace(weight(), shape=(1 << 19, 3)),
             "its accumulators hold K up to 524287, found 524288",
+        ),
+        (
+            {},
+            dataclasses.replace(weight(format="int8"), shape=(1 << 17, 3)),
+            "its accumulators hold K up to 131071, found 131072",
         ),
     ],
 )
@@ -60,12 +73,25 @@ def test_it_says_what_it_cannot_do(changes, w, reason):
 
 
 @pytest.mark.skipif(OLD, reason="this jax is too old for the kernels")
-def test_tiles_choose_it_and_canonical_bytes_the_reference():
+def test_tiles_and_tables_choose_it_and_canonical_trits_the_reference():
     with target.compiling_for(H200):
         assert choose("gpu", w=tiles.repack(weight())).name == "mosaic"
+        assert choose("gpu", w=weight(format="int8")).name == "mosaic"
         assert choose("gpu", w=weight()).name == "reference"
         assert BACKENDS["mosaic"].heuristic(None, None)["blocks"] == 132
+        assert BACKENDS["mosaic"].heuristic(None, weight(format="int8"))["slices"] == 1
     assert target.current().platform == "cpu"
+
+
+@pytest.mark.skipif(OLD, reason="this jax is too old for the kernels")
+def test_a_table_times_a_whole_text_is_left_to_the_reference():
+    w, text = weight(format="int8"), jnp.ones((257, 32))
+    with target.compiling_for(H200):
+        assert choose("gpu", text[:256], w).name == "mosaic"
+        assert choose("gpu", text, w).name == "reference"
+        with pytest.raises(BackendError, match="up to 256 rows of x, found 257"):
+            choose("gpu", text, w, "mosaic")
+        assert choose("gpu", text, tiles.repack(weight())).name == "mosaic"
 
 
 def test_nothing_else_reads_tiles():

@@ -1,0 +1,136 @@
+"""Decode steps of a stack of blocks as chains: two or three launches a layer on a GPU.
+
+A layer is its attention and one `kernels.pallas.chain` from there to the next layer's q, k, v.
+What chains cannot take runs block by block, as models write it; both give the same numbers but
+for the order of sums in norms.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ternax.kernels import target
+from ternax.kernels.backends import BACKENDS
+from ternax.kernels.pallas import backend, tiles
+from ternax.nn.attention import attend_cached
+from ternax.nn.cache import KVCache
+from ternax.nn.linear import PackedLinear
+from ternax.nn.norm import RMSNorm
+
+# Layers in one turn of the loop over layers: as many are one CUDA graph.
+UNROLL = 4
+
+
+def why_not(block, rows: int) -> str | None:
+    """None where a step of `rows` rows runs as chains on the target device; else one line."""
+    if reason := BACKENDS["mosaic"].why_not(target.current().platform, None, None):
+        return reason
+    from ternax.kernels.pallas import chain
+
+    if rows > chain.MAX_ROWS:
+        return f"chains take {chain.MAX_ROWS} rows, found {rows}"
+    for linear in _linears(block):
+        if type(linear) is not PackedLinear or linear.across is not None:
+            return "chains take packed projections of one device, without noise at read time"
+        packed = linear.packed
+        plain = packed.zero is None and packed.groups * packed.num_planes == 1
+        if packed.layout != tiles.LAYOUT or linear.inputs != "int8" or not plain:
+            return "chains take trits in one plane, one scale along K, and int8 inputs"
+        if linear.backend not in (None, "mosaic"):
+            return f"the backend is {linear.backend}"
+    return chain.why_not(_whole(block).values())
+
+
+def run(
+    block, x: jax.Array, rope, cache: KVCache, attend: Callable = attend_cached
+) -> tuple[jax.Array, KVCache]:
+    """All layers of a stacked Block, for one token a row.
+
+    x: f32 [B, 1, D]; rope: see `step_attention` -> (f32 [B, 1, D], the cache).
+    """
+    from ternax.kernels.pallas import chain
+
+    rows, _, columns = x.shape
+    layers = block.attn_norm.weight.shape[0]
+    padded = chain.padded_rows(rows)
+    stream = jnp.pad(x.reshape(rows, columns), ((0, padded - rows), (0, 0)))
+    names, links = list(_whole(block)), _whole(block)
+    stacks = {name: _stack(*pair) for name, pair in _pairs(block).items()}
+    config = backend.heuristic(None, None)
+
+    def weights(name, layer):
+        data, scale, norm = stacks[name]
+        return chain.Weights(data, scale, norm, layer, layer)
+
+    def start(stream):
+        link = links["qkv"]._replace(enter="stream")
+        return chain.run([link], [weights("qkv", jnp.int32(0))], stream, None, rows, config)
+
+    def attention(qkv, cache, layer):
+        qkv = qkv[:rows].reshape(rows, 1, -1)
+        out, cache = attend(qkv, rope, cache, layer, block.attn.backend)
+        out = out.reshape(rows, -1)
+        return jnp.pad(out, ((0, padded - rows), (0, 0))), cache
+
+    def link_weights(layer, names):
+        return [weights(name, layer + (name == "qkv")) for name in names]
+
+    def turn(carry, layer):
+        qkv, stream, cache = carry
+        out, cache = attention(qkv, cache, layer)
+        chained = [links[name] for name in names]
+        qkv, stream = chain.run(chained, link_weights(layer, names), stream, out, rows, config)
+        return (qkv, stream, cache), None
+
+    qkv, stream = start(stream)
+    most = jnp.arange(layers - 1, dtype=jnp.int32)
+    (qkv, stream, cache), _ = lax.scan(turn, (qkv, stream, cache), most, unroll=UNROLL)
+    last = jnp.int32(layers - 1)
+    out, cache = attention(qkv, cache, last)
+    chained = [links[name] for name in names[:-1]]
+    _, stream = chain.run(chained, link_weights(last, names[:-1]), stream, out, rows, config)
+    return stream[:rows].reshape(x.shape), cache
+
+
+def _pairs(block) -> dict[str, tuple[PackedLinear, RMSNorm | None]]:
+    """The projections of a chain from one attention to the next, and the norms before them."""
+    attn, mlp = block.attn, block.mlp
+    return {
+        "o": (attn.o, attn.sub_norm),
+        "gate_up": (mlp.gate_up, block.mlp_norm),
+        "down": (mlp.down, mlp.sub_norm),
+        "qkv": (attn.qkv, block.attn_norm),
+    }
+
+
+def _linears(block) -> list:
+    attn, mlp = block.attn, block.mlp
+    pairs = (attn, "qkv"), (attn, "o"), (mlp, "gate_up"), (mlp, "down")
+    return [getattr(module, name, None) for module, name in pairs]
+
+
+def _whole(block) -> dict:
+    """The links of a layer's chain by name."""
+    from ternax.kernels.pallas.chain import Link
+
+    enters = {"o": "input", "gate_up": "residual", "down": block.mlp.activation, "qkv": "residual"}
+    return {
+        name: Link(linear.shape, enters[name], norm is not None, norm.eps if norm else 0.0)
+        for name, (linear, norm) in _pairs(block).items()
+    }
+
+
+class _Stack(NamedTuple):
+    data: jax.Array
+    scale: jax.Array
+    norm: jax.Array | None
+
+
+def _stack(linear: PackedLinear, norm: RMSNorm | None) -> _Stack:
+    packed = linear.packed
+    scale = packed.scale.reshape(packed.scale.shape[0], -1)
+    scale = jnp.broadcast_to(scale, (scale.shape[0], packed.shape[1]))
+    return _Stack(packed.data, scale, None if norm is None else norm.weight.get_value())
