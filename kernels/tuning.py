@@ -1,12 +1,14 @@
-"""Tuned settings of the decode kernel: files `tuned/<device>.json`, and the search that makes them.
+"""Tuned settings of kernels: files `tuned/<device>.json`, and the search that makes them.
 
 What is asked for explicitly comes first, then a tuned file, then the kernel's heuristic. A file
 says which order of bytes its kernels read; one of another order is refused, in one line. It
 keeps every setting that was tried, with all samples:
 
     {"device": "NVIDIA H200", "layout": "tiles-...", "versions": ..., "commit": ..., "entries": [
-      {"k": 8192, "n": 10240, "rows": 8, "config": {"blocks": ...}, "median_us": 5.1,
-       "tried": [{"config": ..., "samples_us": [...]}, ...]}, ...]}
+      {"kernel": "decode", "k": 8192, "n": 10240, "rows": 8, "config": {"blocks": ...},
+       "median_us": 5.1, "tried": [{"config": ..., "samples_us": [...]}, ...]}, ...]}
+
+A chain goes by the K and N of its widest link.
 """
 
 import functools
@@ -50,7 +52,9 @@ def find(device: str) -> pathlib.Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def settings(device: str, shape: tuple[int, int], rows: int) -> Mapping[str, int] | None:
+def settings(
+    device: str, shape: tuple[int, int], rows: int, kernel: str = "decode"
+) -> Mapping[str, int] | None:
     """What a tuned file says of (K, N) and so many rows on `device`; None where it says nothing.
 
     Raises:
@@ -59,14 +63,18 @@ def settings(device: str, shape: tuple[int, int], rows: int) -> Mapping[str, int
     path = find(device)
     if path is None:
         return None
-    return _entries(path, path.stat().st_mtime_ns).get((*shape, rows_class(rows)))
+    return _entries(path, path.stat().st_mtime_ns).get((kernel, *shape, rows_class(rows)))
 
 
 @functools.lru_cache(maxsize=4)
 def _entries(path: pathlib.Path, changed_ns: int) -> dict[tuple, dict[str, int]]:
     del changed_ns  # a file that was written anew is read anew
     found = read(path)
-    return {(e["k"], e["n"], e["rows"]): dict(e["config"]) for e in found["entries"]}
+    return {_key(entry): dict(entry["config"]) for entry in found["entries"]}
+
+
+def _key(entry: Mapping) -> tuple:
+    return entry["kernel"], entry["k"], entry["n"], entry["rows"]
 
 
 def read(path: pathlib.Path) -> dict:
@@ -75,6 +83,7 @@ def read(path: pathlib.Path) -> dict:
         found = json.loads(path.read_text())
         assert isinstance(found, dict) and found.keys() >= _KEYS
         for entry in found["entries"]:
+            assert isinstance(entry["kernel"], str)
             assert all(isinstance(entry[name], int) for name in ("k", "n", "rows"))
             assert all(isinstance(value, int) for value in entry["config"].values())
     except (OSError, ValueError, AssertionError, KeyError, TypeError, AttributeError) as error:
@@ -106,7 +115,10 @@ def space(cores: int, rows: int) -> list[dict[str, int]]:
 
 
 def entry(
-    shape: tuple[int, int], rows: int, tried: Iterable[tuple[Mapping[str, int], list[float]]]
+    kernel: str,
+    shape: tuple[int, int],
+    rows: int,
+    tried: Iterable[tuple[Mapping[str, int], list[float]]],
 ) -> dict:
     """What a file keeps of one shape: the setting of the least median, and all samples.
 
@@ -115,6 +127,7 @@ def entry(
     table = [(dict(config), [round(1e6 * s, 4) for s in samples]) for config, samples in tried]
     best, samples_us = min(table, key=lambda one: statistics.median(one[1]))
     return {
+        "kernel": kernel,
         "k": shape[0],
         "n": shape[1],
         "rows": rows,
@@ -129,12 +142,12 @@ def write(
 ) -> pathlib.Path:
     """`folder/<device>.json`, whole or not at all; earlier entries of other shapes stay."""
     path = folder / file_name(device)
-    new = {(e["k"], e["n"], e["rows"]) for e in entries}
+    new = set(map(_key, entries))
     try:
         kept = read(path)["entries"] if path.is_file() else []
     except TunedFileError:
         kept = []
-    kept = [e for e in kept if (e["k"], e["n"], e["rows"]) not in new]
+    kept = [entry for entry in kept if _key(entry) not in new]
     head = {"device": device, "layout": tiles.LAYOUT, "versions": versions, "commit": commit}
     lines = ",\n ".join(json.dumps(e) for e in [*kept, *entries])
     text = f'{json.dumps(head)[:-1]}, "entries": [\n {lines}\n]}}\n'

@@ -8,7 +8,7 @@ the reference's own formula, so both backends give the same floats.
 import concurrent.futures
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +131,14 @@ def heuristic(x, w: Packed) -> Mapping[str, int]:
         if tuned is not None:
             return tuned
     return _kernel(w).heuristic(device.core_count)
+
+
+def chain_heuristic(shapes: Sequence[tuple[int, int]], rows: int) -> Mapping[str, int]:
+    """The same of a chain whose links have these (K, N)."""
+    device = target.current()
+    widest = max(shapes, key=lambda shape: shape[0] * shape[1])
+    tuned = tuning.settings(device.kind, widest, rows, "chain")
+    return _kernel(None).heuristic(device.core_count) if tuned is None else tuned
 
 
 def run(

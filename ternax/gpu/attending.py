@@ -38,6 +38,7 @@ def _point(step: Step, name: str, label: str, heads, rows: int, slots: int, dtyp
     one = 2 * rows * heads[1] * slots * (heads[2] * 2 if dtype == "bf16" else heads[2] + 4)
     layers = 2 if step.rehearse else min(_MOST_LAYERS, ring.layers_of(one, _RING_BYTES))
     program = of_layers(name, heads, rows, slots, dtype, layers, repeats=1).compile()
+    taken_by = exactness.way(name, program.weights[0], program.carry[1])
     program.run(1)
     taken = [ring.sample_s(program) for _ in range(_ROUNDS)]
     seconds = statistics.median(taken)
@@ -50,7 +51,7 @@ def _point(step: Step, name: str, label: str, heads, rows: int, slots: int, dtyp
     step.keep(
         "kernel",
         metrics,
-        f"attention of one token, {label}, all slots in use; {layers} layers",
+        f"attention of one token, {label}, all slots in use; {layers} layers{taken_by}",
         samples=taken,
         config=f"attention {slots}",
         inputs=dtype,

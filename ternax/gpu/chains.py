@@ -4,6 +4,7 @@ It has barriers of the whole grid, so it is also run many times over: the bits m
 """
 
 import functools
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -15,15 +16,19 @@ from ternax.configs import get_config
 from ternax.gpu import exactness
 from ternax.gpu.contenders import Backend, Shape
 from ternax.gpu.made import Step
-from ternax.kernels import ring, target
+from ternax.kernels import ring
 from ternax.kernels.packing import Packed
-from ternax.kernels.pallas import chain, decode, tiles
+from ternax.kernels.pallas import backend, chain, tiles
 from ternax.kernels.pallas.chain import Link
 from ternax.nn.linear import ACTIVATIONS
 from ternax.nn.norm import rms_norm
 from ternax.quant.inputs import INPUTS
 
 MODELS = ("70b", "8b", "2b4t")
+# A ring of one link: tiles, scales f32 [L, N], norms f32 [L, K] or None.
+Weights = tuple[Packed, jax.Array, jax.Array | None]
+# Settings of a kernel, as what compiled programs go by.
+Config = tuple[tuple[str, int], ...]
 ROWS = (1, 16, 8)
 # Over the largest value. Roots and sums differ in their last bits, so a few activations take
 # the next code; a tile that is missing is off by some tenths.
@@ -39,26 +44,25 @@ def run(step: Step) -> None:
         step.say(f"chain: {why}")
         return
     for name in MODELS:
-        config = get_config(name)
-        links = links_of(config)
+        model = get_config(name)
+        links = links_of(model)
         why = chain.why_not(links)
         if why:
-            step.say(f"chain: {config.name}: {why}")
+            step.say(f"chain: {model.name}: {why}")
             continue
-        layers = ring.layers_of(sum(map(_bytes, links)))
-        made = [_weights(link, layers) for link in links]
+        made = weights_of(links)
         for rows in ROWS:
             if step.left_s < 0:
-                step.say(f"chain: no time left for {config.name} x {rows} and what follows")
+                step.say(f"chain: no time left for {model.name} x {rows} and what follows")
                 return
             try:
-                _check(step, config, links, made, rows)
-                _time(step, config, links, made, rows, layers)
+                _check(step, model, links, made, rows)
+                _time(step, model, links, made, rows)
             except Exception as error:
                 said = (str(error).strip() or "it said nothing").splitlines()[0][:200]
                 note = f"exactness, {rows} rows: FAILED to run: {type(error).__name__}: {said}"
-                step.say(f"chain: {config.name} x {rows}: {note}")
-                step.keep("kernel", {}, note, config=f"{config.name}:chain", batch=rows)
+                step.say(f"chain: {model.name} x {rows}: {note}")
+                step.keep("kernel", {}, note, config=f"{model.name}:chain", batch=rows)
 
 
 def links_of(config: ModelConfig) -> tuple[Link, ...]:
@@ -75,13 +79,18 @@ def links_of(config: ModelConfig) -> tuple[Link, ...]:
     )
 
 
-def _bytes(link: Link) -> int:
-    along_n, row = tiles.data_shape(link.shape)
-    return along_n * row
+def bytes_of(links: Sequence[Link]) -> int:
+    """Of a layer's tiles."""
+    return sum(math.prod(tiles.data_shape(link.shape)) for link in links)
 
 
-def _weights(link: Link, layers: int) -> tuple[Packed, jax.Array, jax.Array | None]:
-    """(tiles, scales f32 [L, N], norms f32 [L, K] or None) of a ring."""
+def weights_of(links: Sequence[Link]) -> list[Weights]:
+    """A ring of layers of each link."""
+    layers = ring.layers_of(bytes_of(links))
+    return [_weights(link, layers) for link in links]
+
+
+def _weights(link: Link, layers: int) -> Weights:
     k_size, n = link.shape
     w = Backend(ring.RING_BYTES, "mosaic").stack(Shape("", k_size, n), layers)
     scale = jnp.abs(ring.random_bits((layers, n), jnp.bfloat16).astype(jnp.float32))
@@ -89,22 +98,23 @@ def _weights(link: Link, layers: int) -> tuple[Packed, jax.Array, jax.Array | No
     return w, scale / k_size**0.5, jnp.abs(norm) if link.normed else None
 
 
-def _settings() -> dict[str, int]:
-    return decode.heuristic(target.current().core_count)
+def settings(links: Sequence[Link], rows: int) -> Config:
+    """Those that models take."""
+    return tuple(backend.chain_heuristic([link.shape for link in links], rows).items())
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def launch(links: tuple[Link, ...], rows: int, layer, stream, given, arrays):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def launch(links: tuple[Link, ...], rows: int, config: Config, layer, stream, given, arrays):
     """One launch. layer: int32 []; arrays: (data, scale, norm) of each link."""
     weights = [chain.Weights(data, scale, norm, layer, layer) for data, scale, norm in arrays]
-    return chain.run(links, weights, stream, given, rows, _settings())
+    return chain.run(links, weights, stream, given, rows, dict(config))
 
 
-def layers_in_turn(links, rows: int, layers: int, carry, arrays):
+def layers_in_turn(links, rows: int, config: Config, layers: int, carry, arrays):
     """Each layer of a ring once, on the stream that the one before left; see `ring.program`."""
     stream, given, product = carry
     for layer in range(layers):
-        product, stream = launch(links, rows, jnp.int32(layer), stream, given, arrays)
+        product, stream = launch(links, rows, config, jnp.int32(layer), stream, given, arrays)
     return stream, given, product
 
 
@@ -136,10 +146,10 @@ def in_steps(links: Sequence[Link], made, layer: int, stream, given):
     return product, stream
 
 
-def _check(step: Step, config: ModelConfig, links, made, rows: int) -> None:
+def _check(step: Step, model: ModelConfig, links, made, rows: int) -> None:
     stream, given = _inputs(links, rows)
-    arrays = [(w.data, scale, norm) for w, scale, norm in made]
-    product, after = launch(links, rows, jnp.int32(1), stream, given, arrays)
+    config = settings(links, rows)
+    product, after = once(links, rows, config, made)
     expected, expected_after = in_steps(links, made, 1, stream[:rows], given[:rows])
     off = max(
         float(jnp.max(jnp.abs(a[:rows] - b)) / jnp.max(jnp.abs(b)))
@@ -147,38 +157,50 @@ def _check(step: Step, config: ModelConfig, links, made, rows: int) -> None:
     )
     moved = 0
     for _ in range(_AGAIN):
-        again, _ = launch(links, rows, jnp.int32(1), stream, given, arrays)
+        again, _ = once(links, rows, config, made)
         moved += int(jnp.any(again[:rows] != product[:rows]))
     wrong = [f"off by {off:.3g} of the largest"] if not off <= ERROR else []
     wrong += [f"{moved} of {_AGAIN} runs had other bits"] if moved else []
     if wrong:
-        step.say(f"chain: {config.name} x {rows} WRONG: {', '.join(wrong)}")
+        step.say(f"chain: {model.name} x {rows} WRONG: {', '.join(wrong)}")
     step.keep(
         "kernel",
         {"relative_error": off},
         f"exactness, {rows} rows: {'WRONG: ' + ', '.join(wrong) if wrong else 'as its steps'}",
-        config=f"{config.name}:chain",
+        config=f"{model.name}:chain",
         inputs="int8",
         backend="mosaic",
         batch=rows,
     )
 
 
-def _time(step: Step, config: ModelConfig, links, made, rows: int, layers: int) -> None:
+def once(links, rows: int, config: Config, made: Sequence[Weights]):
+    """(last product, stream) of layer 1."""
     stream, given = _inputs(links, rows)
     arrays = [(w.data, scale, norm) for w, scale, norm in made]
-    nbytes = sum(map(_bytes, links))
-    repeats = ring.repeats_of(layers, nbytes)
-    product = jnp.zeros((stream.shape[0], links[-1].shape[1]))
-    program = ring.program(
-        functools.partial(layers_in_turn, links, rows, layers),
-        (stream, given, product),
+    return launch(links, rows, config, jnp.int32(1), stream, given, arrays)
+
+
+def program(links, rows: int, config: Config, made: Sequence[Weights]) -> ring.Program:
+    """A ring of layers, each a launch."""
+    stream, given = _inputs(links, rows)
+    arrays = [(w.data, scale, norm) for w, scale, norm in made]
+    layers = made[0][0].data.shape[0]
+    repeats = ring.repeats_of(layers, bytes_of(links))
+    return ring.program(
+        functools.partial(layers_in_turn, links, rows, config, layers),
+        (stream, given, jnp.zeros((stream.shape[0], links[-1].shape[1]))),
         arrays,
         repeats,
         layers * repeats,
     )
-    program.compile().run(1)
-    taken = [ring.sample_s(program) for _ in range(_ROUNDS)]
+
+
+def _time(step: Step, model: ModelConfig, links, made, rows: int) -> None:
+    config, nbytes, layers = settings(links, rows), bytes_of(links), made[0][0].data.shape[0]
+    timed = program(links, rows, config, made).compile()
+    timed.run(1)
+    taken = [ring.sample_s(timed) for _ in range(_ROUNDS)]
     seconds = statistics.median(taken)
     rate = nbytes / seconds / 1e9
     metrics = {"call_us": 1e6 * seconds, "gb_per_s": rate, "weight_bytes": nbytes}
@@ -190,10 +212,11 @@ def _time(step: Step, config: ModelConfig, links, made, rows: int, layers: int) 
     step.keep(
         "kernel",
         metrics,
-        f"K {config.hidden_size}, a layer's o, gate and up, down, q, k and v in one launch; "
-        f"{layers * repeats} launches a program over {layers} layers",
+        f"K {model.hidden_size}, a layer's o, gate and up, down, q, k and v in one launch; "
+        f"{timed.calls} launches a program over {layers} layers; "
+        + ", ".join(f"{name} {value}" for name, value in config),
         samples=taken,
-        config=f"{config.name}:chain",
+        config=f"{model.name}:chain",
         inputs="int8",
         backend="mosaic",
         layers=layers,

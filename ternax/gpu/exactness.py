@@ -16,11 +16,13 @@ from jax import lax
 from ternax.gpu.made import Step
 from ternax.kernels import attention, backends, bench, ring, shapes, target
 from ternax.kernels.packing import FORMATS, Packed, float_to_bits, unpack
+from ternax.kernels.pallas import backend as mosaic
 
 # Ragged along K and N, shorter than a tile, of several tiles.
 RAGGED = ((1300, 333), (64, 192), (512, 128), (500, 1000), (4096, 40))
 ROWS = (1, 3, 8, 16, 17, 64)
 REAL = {"70b": (1, 16, 64), "8b": (1, 16), "2b4t": (1, 16)}
+HEAD_ROWS = (3, 12, 48)
 LONG_ROWS, LONG = 2048, ("70b:qkv", "70b:down")
 # Largest error of attention, over the largest value: its probabilities times values may be
 # rounded to bf16, a relative 2^-8, and errors of many slots average out.
@@ -30,15 +32,15 @@ ATTENTION_ERROR = 2.0**-8
 def run(step: Step, rows: Callable[[int], bool] = lambda count: True) -> None:
     """A Record a kernel, shape and number of `rows`; `max_abs_error` is 0 where it is exact."""
     names = names_here(step)
-    for label, shape, counts, ragged in cases(step.rehearse):
+    for label, shape, counts, format in cases(step.rehearse):
         counts = tuple(filter(rows, counts))
         if step.left_s < 0:
             step.say(f"exactness: no time left for {label} and what follows")
             break
         # Of large shapes the reference would take the time that kernels have.
-        able = [name for name in names if ragged or name != "reference"]
+        able = [name for name in names if ":" not in label or name != "reference"]
         if counts and able:
-            _check(step, able, label, weights(shape), counts)
+            _check(step, able, label, weights(shape, format), counts)
 
 
 def names_here(step: Step) -> list[str]:
@@ -55,26 +57,29 @@ def names_here(step: Step) -> list[str]:
 
 
 def cases(rehearse: bool):
-    """(label, (K, N), numbers of rows, whether it is a small ragged one)."""
-    for k_size, n in RAGGED[:2] if rehearse else RAGGED:
-        yield f"{k_size}x{n}", (k_size, n), ROWS[:2] if rehearse else ROWS, True
+    """(label, (K, N), numbers of rows, format): heads are int8, with three rows a token."""
+    for shape in RAGGED[:2] if rehearse else RAGGED:
+        yield "{}x{}".format(*shape), shape, ROWS[:2] if rehearse else ROWS, "trit2"
+    yield "{}x{}, int8".format(*RAGGED[0]), RAGGED[0], HEAD_ROWS, "int8"
     for model, rows in () if rehearse else REAL.items():
         for name, shape in shapes.products(model).items():
-            if not name.endswith(":head"):
-                yield name, shape, (*rows, *([LONG_ROWS] if name in LONG else [])), False
+            if name.endswith(":head"):
+                yield name, shape, HEAD_ROWS, "int8"
+            else:
+                yield name, shape, (*rows, *([LONG_ROWS] if name in LONG else [])), "trit2"
 
 
-def weights(shape: tuple[int, int]) -> Packed:
-    """Two layers of random trits, in canonical bytes; the second is multiplied."""
+def weights(shape: tuple[int, int], format: str = "trit2") -> Packed:
+    """Two layers of random codes, in canonical bytes; the second is multiplied."""
     k_size, n = shape
-    data = bench.fill(jnp.zeros((2, 1, n, FORMATS["trit2"].row_bytes(k_size)), jnp.uint8), "trit2")
-    return Packed(data, jnp.ones((2, 1, 1, 1), jnp.float32), None, "trit2", shape=shape)
+    data = bench.fill(jnp.zeros((2, 1, n, FORMATS[format].row_bytes(k_size)), jnp.uint8), format)
+    return Packed(data, jnp.ones((2, 1, 1, 1), jnp.float32), None, format, shape=shape)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def oracle(x: jax.Array, rows: jax.Array, k_size: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def oracle(x: jax.Array, rows: jax.Array, k_size: int, format: str = "trit2") -> jax.Array:
     """x: int8 [M, K], rows: uint8 [N, row bytes] -> int32 [M, N]."""
-    values = unpack(rows, "trit2", k_size)
+    values = unpack(rows, format, k_size)
     # Behind the barrier the compiler cannot see that they are small.
     a, b = lax.optimization_barrier((x.astype(jnp.int32), values.astype(jnp.int32)))
     return lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
@@ -83,7 +88,7 @@ def oracle(x: jax.Array, rows: jax.Array, k_size: int) -> jax.Array:
 def _check(step: Step, names: list[str], label: str, w: Packed, rows: Sequence[int]) -> None:
     """Products of the first rows of the same activations, against one product of the oracle."""
     x = jnp.asarray(ring.host_rows(max(rows), w.shape[0]))
-    expected = oracle(x, w.data[1, 0], w.shape[0])
+    expected = oracle(x, w.data[1, 0], w.shape[0], w.format)
     own = {name: bench.repacked(name, w) for name in names}
     with concurrent.futures.ThreadPoolExecutor(len(rows)) as pool:
         waiting = {}
@@ -159,12 +164,20 @@ def attend(step: Step) -> None:
                 "kernel",
                 {"relative_error": off, "max_abs_error": stored},
                 f"exactness, {wrong}largest error over the largest value; in the cache: "
-                f"{stored:g} at most",
+                f"{stored:g} at most{way(name, arguments[0], arguments[2])}",
                 config=label,
                 backend=name,
                 batch=batch,
                 context=slots,
             )
+
+
+def way(name: str, qkv: jax.Array, k: jax.Array) -> str:
+    """ "; by XLA: ..." for a backend whose own kernel does not take these; "" where it does."""
+    if name != "mosaic":
+        return ""
+    reason = mosaic.why_not_attend(qkv, k)
+    return f"; by XLA: {reason}" if reason else ""
 
 
 def cache_arguments(

@@ -59,7 +59,7 @@ def run(
     stream = jnp.pad(x.reshape(rows, columns), ((0, padded - rows), (0, 0)))
     names, links = list(_whole(block)), _whole(block)
     stacks = {name: _stack(*pair) for name, pair in _pairs(block).items()}
-    config = backend.heuristic(None, None)
+    config = backend.chain_heuristic([link.shape for link in links.values()], rows)
 
     def weights(name, layer):
         data, scale, norm = stacks[name]

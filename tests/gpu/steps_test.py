@@ -49,17 +49,18 @@ def test_reading_and_copying_have_a_rate_each(step):
         assert rate > 0 and record.sample_unit == "GB/s" and record.note.endswith("graphs off")
 
 
-def test_the_oracle_is_the_integer_product():
-    w = exactness.weights((500, 30))
+@pytest.mark.parametrize("format", ["trit2", "int8"])
+def test_the_oracle_is_the_integer_product(format):
+    w = exactness.weights((500, 30), format)
     x = ring.host_rows(5, 500)
-    values = unpack_numpy(np.asarray(w.data[1, 0]), "trit2", 500).astype(np.int64)
-    found = exactness.oracle(jnp.asarray(x), w.data[1, 0], 500)
+    values = unpack_numpy(np.asarray(w.data[1, 0]), format, 500).astype(np.int64)
+    found = exactness.oracle(jnp.asarray(x), w.data[1, 0], 500, format)
     np.testing.assert_array_equal(found, x.astype(np.int64) @ values)
 
 
 def test_kernels_here_are_exact(step):
     exactness.run(step)
-    assert len(step.records) == 4 * len({r.backend for r in step.records}) > 0
+    assert len(step.records) == 7 * len({r.backend for r in step.records}) > 0
     assert all(r.note.startswith("exactness") for r in step.records)
     assert all(r.metrics["max_abs_error"] == 0 for r in step.records)
     assert any(line.startswith("without mosaic: backend 'mosaic' cannot") for line in step.lines)

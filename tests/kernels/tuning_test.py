@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
 
 def written(folder, shape=(8192, 10240), rows=8):
     tried = [(SLOW, [3e-6, 9e-6, 3.2e-6]), (FAST, [3e-6, 2.9e-6, 2.8e-6])]
-    return tuning.write(folder, KIND, [tuning.entry(shape, rows, tried)], "jax 1", "abc")
+    return tuning.write(folder, KIND, [tuning.entry("decode", shape, rows, tried)], "jax 1", "abc")
 
 
 def test_the_least_median_wins_and_all_samples_stay(folder):
@@ -38,6 +38,7 @@ def test_the_least_median_wins_and_all_samples_stay(folder):
     assert tuning.settings(KIND, (8192, 10240), 9) is None  # of 16 rows nothing is said
     assert tuning.settings(KIND, (8192, 10240), 17) is None
     assert tuning.settings(KIND, (8192, 8192), 1) is None
+    assert tuning.settings(KIND, (8192, 10240), 1, "chain") is None
     assert tuning.settings("NVIDIA H100 80GB HBM3", (8192, 10240), 1) is None
 
 
