@@ -37,6 +37,18 @@ def why_not(platform: str, x, w: Packed | None) -> str | None:
     Raises:
       tuning.TunedFileError: they would, but not by the device's tuned file.
     """
+    if reason := unable(platform):
+        return reason
+    device = target.current()
+    tuning.settings(device.kind, (0, 0), 1)  # whether it can be read
+    if reason := _unfit(x, w):
+        return reason
+    formats = (_LAYOUTS if w is None else (w.format,)) if device.present else ()
+    return next(filter(None, map(_unusable, formats)), None)
+
+
+def unable(platform: str) -> str | None:
+    """None where what Mosaic GPU compiles for Hopper can run; else one line."""
     if platform != "gpu":
         return f"it runs on gpu, this is {platform}"
     if jax.__version_info__ < MIN_JAX:
@@ -48,11 +60,7 @@ def why_not(platform: str, x, w: Packed | None) -> str | None:
             f"it needs compute capability {COMPUTE_CAPABILITY} (H100, H200), {device.kind} has "
             f"{device.compute_capability or 'none'}"
         )
-    tuning.settings(device.kind, (0, 0), 1)  # whether it can be read
-    if reason := _unfit(x, w):
-        return reason
-    formats = (_LAYOUTS if w is None else (w.format,)) if device.present else ()
-    return next(filter(None, map(_unusable, formats)), None)
+    return None
 
 
 def _unfit(x, w: Packed | None) -> str | None:

@@ -1,15 +1,18 @@
 """Step `bandwidth`: the best rate at which memory is only read, and that of a copy."""
 
 import functools
+import math
 import statistics
 from collections.abc import Callable, Iterator
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ternax.gpu import torch_peer
 from ternax.gpu.made import Step
-from ternax.kernels import ring
+from ternax.kernels import ring, target
+from ternax.kernels.pallas import reading
 
 _GIB = 1 << 30
 SIZES, TINY = (_GIB, 4 * _GIB, 16 * _GIB), (1 << 20, 4 << 20)
@@ -56,6 +59,8 @@ def ways(
     size: int, passes: int, torch: bool
 ) -> Iterator[tuple[str, str, Callable[[], ring.Timed]]]:
     """(name, "read" or "copy", what makes it)."""
+    if reading.why_not() is None:
+        yield "TMA", "read", functools.partial(_streaming, size, passes)
     for name, make in XLA.items():
         way = "copy" if name == "copy" else "read"
         yield f"XLA {name}", way, functools.partial(make, size, passes)
@@ -72,6 +77,20 @@ def _reading(reduce: Callable, size: int, passes: int) -> ring.Timed:
         return reduce(words ^ last)
 
     return ring.program(body, jnp.uint32(0), words, passes, passes).compile()
+
+
+def _streaming(size: int, passes: int) -> ring.Timed:
+    """By the copy engine into shared memory, as our kernels read weights."""
+    blocks = target.current().core_count
+    tiles = size // math.prod(reading.TILE)
+    data = ring.random_bits((tiles, *reading.TILE), jnp.uint8)
+    one = jax.jit(functools.partial(reading.read, blocks=blocks))
+
+    def body(after, data):
+        return one(data, after)
+
+    after = jnp.zeros((blocks, *reading.TILE), jnp.uint8)
+    return ring.program(body, after, data, passes, passes).compile()
 
 
 def _copying(size: int, passes: int) -> ring.Timed:
