@@ -21,7 +21,6 @@ from ternax.workload import Workload, first_device
 # Enough that energy counters move; the first comes from prefill, the second warms up.
 _TOKENS, _PROMPT = 258, 1
 _TINY_TOKENS, _TINY_CONTEXT = 6, 64
-_PHASES = ("compile", "prefill", "decode")
 
 
 def at_context(context: int, batch: int = 1, kv_dtype: str = "bf16") -> Workload:
@@ -93,7 +92,7 @@ def run(step: Step, name: str, points: Sequence[Workload]) -> None:
             continue
         start = time.monotonic()
         try:
-            phases = ("compile", "prefill") if workload.num_tokens < _TINY_TOKENS else _PHASES
+            phases = ("compile", "decode" if workload.filled else "prefill")
             job = DecodeRun(config, workload, flags_text=step.flags, model=model)
             job.measure_all(watch=functools.partial(_keep, step, phases))
             del job

@@ -21,6 +21,10 @@ def test_the_plan_is_printed(capsys):
     ]
 
 
+def test_every_step_does_something():
+    assert all(callable(gpu_day.step_body(step.name)) for step in STEPS)
+
+
 @pytest.mark.skipif(bool(measure.nvml_handles()), reason="there is a GPU")
 def test_without_a_gpu_one_line_and_exit_code_2(tmp_path, capsys):
     assert gpu_day.main([f"--output_dir={tmp_path / 'out'}"]) == 2
@@ -33,6 +37,7 @@ def test_without_a_gpu_one_line_and_exit_code_2(tmp_path, capsys):
     "flag, said",
     [
         ("--graphs=maybe", "--graphs must be on, off or on,off, found 'maybe'"),
+        ("--only=kernels", "--only must be a step that --dry_run lists, found 'kernels'"),
         ("--steps=all", "--steps: there are facts"),
         ("--minutes=0", "--minutes"),
     ],
