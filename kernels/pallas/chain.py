@@ -10,14 +10,16 @@ quantization of activations. One launch does them all, one block a processor:
 A block's fetching warpgroup streams its share of every matrix, without a stop at the seams: while
 the others `enter` the next projection, the shared memory fills with its first tiles.
 
-To enter is, for each multiplying warpgroup, to take a slice of the row: read what the last
-product summed, scale it, add or gate, leave its share of the sum of squares and of the largest
-magnitude; behind a barrier of the whole grid, to read all shares, quantize its slice and leave
-it as int8; behind another, the tiles of activations are fetched. Products end as
-`decode.py` has them, in int32 atomic additions; the third barrier waits for those. All sums are
+To enter is, for each multiplying warpgroup, to take a slice of the rows: read what the last
+product summed, scale it, add or gate, and leave the values with their share of the sum of
+squares and of the largest magnitude; and behind a barrier of the whole grid to read all shares,
+and the values that the block's own tiles meet, which it quantizes into its shared memory. Blocks
+are parted along K, so that those are few and stay there for the whole product. Products end as
+`decode.py` has them, in int32 atomic additions, for which a second barrier waits. All sums are
 of integers or in a fixed order, so a step gives the same bits every time.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -34,6 +36,11 @@ MAX_ROWS = decode.MAX_ROWS
 _WARPS, _LANES = 4, 32
 # ternax.quant: the least magnitude that a scale is made of.
 _EPS = 1e-5
+# Of a block on Hopper, less what barriers take.
+_SHARED_BYTES = 232448 - 1024
+MIN_STAGES = 4
+# The end of a row of tiles takes about as long as to fetch so many bytes of weights: 150 cycles.
+_END_BYTES = 2400
 # Adding and subtracting it rounds |x| < 2^22 to an integer, half to even.
 _ROUND = 1.5 * 2.0**23
 
@@ -77,17 +84,45 @@ GATES = {"silu": lambda x: x * jax.nn.sigmoid(x), "relu2": lambda x: jnp.square(
 
 
 def padded_rows(rows: int) -> int:
-    """Rows of the arrays that chains pass on: whole turns of a warpgroup's warps."""
-    return -(-rows // _WARPS) * _WARPS
+    """Rows of the arrays that chains pass on: columns of wgmma come in eights."""
+    return -(-rows // 8) * 8
 
 
-def why_not(links: Sequence[Link]) -> str | None:
-    """None where a chain can be made of the links, else one line."""
+def why_not(links: Sequence[Link], rows: int, blocks: int) -> str | None:
+    """None where a chain of the links can be made, else one line."""
+    if rows > MAX_ROWS:
+        return f"a chain takes {MAX_ROWS} rows, found {rows}"
     for link in links:
         for size in link.shape:
             if size % _LANES:
                 return f"a chain takes sizes that are multiples of {_LANES}, found {size}"
+    if _stages(links, rows, blocks) < MIN_STAGES:
+        k_size = max(link.shape[0] for link in links)
+        return f"{rows} rows of K = {k_size} do not fit beside the weights in shared memory"
     return None
+
+
+def _stages(links: Sequence[Link], rows: int, blocks: int) -> int:
+    """Tiles that fit in shared memory beside a block's activations."""
+    tile_rows = padded_rows(rows)
+    held = max(tiles.grid(link.shape)[1] // parts(link.shape, rows, blocks) for link in links)
+    return (_SHARED_BYTES - held * tile_rows * tiles.TILE_K) // tiles.TILE_BYTES
+
+
+def parts(shape: tuple[int, int], rows: int, blocks: int) -> int:
+    """Into how many parts along K the blocks are divided, equal ones of both.
+
+    More parts mean fewer activations to hold and to read, and shorter rows of tiles, each of
+    which ends in additions to memory.
+    """
+    along_n, along_k = tiles.grid(shape)
+    share = along_n * along_k / blocks
+
+    def cost(count):
+        held = along_k // count
+        return held * padded_rows(rows) * tiles.TILE_K + (share / held + 1) * _END_BYTES
+
+    return min((p for p in range(1, along_k + 1) if not (along_k % p or blocks % p)), key=cost)
 
 
 def run(
@@ -98,40 +133,44 @@ def run(
     rows: int,
     config: Mapping[str, int],
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array | None, jax.Array]:
     """Runs a chain.
 
     Args:
       links: their shapes fit: a gate halves the N before it, sums keep it.
       weights: of each link.
       stream: f32 [padded_rows, D], the residual stream.
-      given: f32 [padded_rows, K], the first link's "input"; None where it reads the stream.
+      given: f32 [rows or padded_rows, K], the first link's "input"; None: it reads the stream.
       rows: rows that are real, MAX_ROWS at most; the others compute nothing of meaning.
-      config: as for `decode.accumulate`.
+      config: as for `decode.accumulate`; stages as far as shared memory has room.
       interpret: as there; then the grid has one block.
 
     Returns:
       (f32 [padded_rows, N], the last product, which is not added to the stream, or None where N
       is the stream's D, and it is; the stream, f32 [padded_rows, D]).
     """
-    padded, columns = stream.shape[0], stream.shape[1]
-    last = links[-1].shape[1]
-    leaves = None if last == columns else jax.ShapeDtypeStruct((padded, last), jnp.float32)
-    kernel = _kernel(tuple(links), rows, padded, columns, leaves, interpret, **config)
+    if given is not None and 1 < given.shape[0] < padded_rows(rows):
+        given = jnp.pad(given, ((0, padded_rows(rows) - given.shape[0]), (0, 0)))
+    settings = tuple(sorted(config.items()))
+    return _run(tuple(links), tuple(weights), stream, given, rows, settings, interpret)
+
+
+# A function of its own, so that a kernel that a program launches twice is built once.
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
+def _run(links, weights, stream, given, rows, settings, interpret):
+    columns, last = stream.shape[1], links[-1].shape[1]
+    leaves = None if last == columns else last
+    kernel = _kernel(links, rows, columns, leaves, interpret, **dict(settings))
     at = jnp.stack([index for w in weights for index in (w.layer, w.norm_layer)])
-    tiled = []
+    read = []
     for link, w in zip(links, weights, strict=True):
-        tiled.append(w.data.reshape(-1, *decode.TILE))
-        tiled.append(w.scale)
-        if link.normed:
-            tiled.append(w.norm)
-    arguments = (at, stream, *([] if given is None else [given]), *tiled)
-    found = kernel(*arguments)
+        read += [w.data.reshape(-1, *decode.TILE), w.scale, *([w.norm] if link.normed else [])]
+    found = kernel(at, stream, *([] if given is None else [given]), *read)
     return (None, found[0]) if leaves is None else (found[0], found[1])
 
 
 class _Chunks(NamedTuple):
-    """How a row of `size` columns is shared: `width` columns to each of the first `count`."""
+    """How a row of columns is shared: `width` to each of the first `count` workers."""
 
     width: int
     count: int
@@ -146,35 +185,47 @@ def chunks(size: int, workers: int) -> _Chunks:
     raise AssertionError("one chunk always fits")
 
 
-def _kernel(links, rows, padded, columns, leaves, interpret, *, blocks, stages, consumers):
-    if stages % consumers:
-        raise ValueError(f"stages must be a multiple of consumers, found {stages}, {consumers}")
+def _layout(lanes: int, each: int):
+    """[rows, columns] of a warpgroup: a warp a row, a lane `each` columns side by side."""
+    tiling = plgpu.Tiling(((_WARPS, lanes * each), (each,)))
+    return plgpu.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
+
+
+def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumers):
     if interpret and blocks != 1:
         raise ValueError(f"the interpreter has no barrier of a grid: expected 1 block, {blocks}")
-    workers = blocks * consumers
-    columns_of_wgmma = -(-rows // 8) * 8
-    layout = plgpu.Layout.TILED(
-        plgpu.Tiling(((_WARPS, _LANES), (1,))), warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1
-    )
-    of_columns = layout.reduce(0)
+    stages = min(stages, _stages(links, rows, blocks)) // consumers * consumers
+    workers, padded = blocks * consumers, padded_rows(rows)
+    single, fours = _layout(_LANES, 1), _layout(_LANES, 4)
     grids = [tiles.grid(link.shape) for link in links]
-    units = [along_n * along_k for along_n, along_k in grids]
+    counts = [parts(link.shape, rows, blocks) for link in links]
+    held = [along_k // count for (_, along_k), count in zip(grids, counts, strict=True)]
     # Where both groups of a block would add at once, the interpreter has a sum for each.
     copies = consumers if interpret else 1
 
-    def read(ref, how=layout):
-        return ref[...] if interpret else plgpu.load(ref, layout=how, optimized=False)
+    def read(ref, layout=single):
+        return ref[...] if interpret else plgpu.load(ref, layout=layout, optimized=False)
+
+    def cast(value, layout):
+        return value if interpret else plgpu.layout_cast(value, layout)
+
+    def zeros(shape, dtype):
+        return cast(jnp.zeros(shape, dtype), single)
 
     def over_columns(per_row, width):
         return lax.broadcast_in_dim(per_row, (padded, width), (0,))
 
-    def over_rows(per_column):
-        return lax.broadcast_in_dim(per_column, (padded, per_column.shape[0]), (1,))
+    def over_rows(per_column, layout=single):
+        return cast(lax.broadcast_in_dim(per_column, (padded, per_column.size), (1,)), layout)
 
     def column_index(width):
         if interpret:
             return lax.broadcasted_iota(jnp.int32, (padded, width), 1)
-        return plgpu.broadcasted_iota(jnp.int32, (padded, width), 1, layout=layout)
+        return plgpu.broadcasted_iota(jnp.int32, (padded, width), 1, layout=single)
+
+    def rounded(value):
+        value = jnp.round(value) if interpret else (value + _ROUND) - _ROUND
+        return value.astype(jnp.int32)
 
     def body(*refs):
         refs = iter(refs)
@@ -187,63 +238,48 @@ def _kernel(links, rows, padded, columns, leaves, interpret, *, blocks, stages, 
             norm.append(next(refs) if link.normed else None)
         out = None if leaves is None else next(refs)
         stream_out = next(refs)
-        sums, codes, squares, peaks, offsets = ([next(refs) for _ in links] for _ in range(5))
-        tile_smem, x_smem, full, free = (next(refs) for _ in range(4))
+        sums, values, squares, peaks, offsets = ([next(refs) for _ in links] for _ in range(5))
+        tile_smem, x_smem, full, free, quantized = (next(refs) for _ in range(5))
         own = next(refs) if interpret else None
-        entered = next(refs) if interpret else pl.get_global(plgpu.SemaphoreType.REGULAR)
+        come = next(refs) if interpret else pl.get_global(plgpu.SemaphoreType.REGULAR)
         block, group = lax.axis_index("block"), lax.axis_index("group")
         worker = block * consumers + group
 
-        def arrive(turn):
-            """This group has come to the grid's barrier `turn`, and what it wrote is there."""
+        def meet(turn):
+            """The grid's barrier: until all groups of all blocks have come to it."""
             if interpret:
-                plgpu.barrier_arrive(entered.at[turn])
+                plgpu.barrier_arrive(come.at[turn])
+                plgpu.barrier_wait(come.at[turn])
             else:
-                _fence_copies()
-                plgpu.semaphore_signal(entered, 1, memory_scope="gpu")
-
-        def wait(turn):
-            """Until all have come to barrier `turn`."""
-            if interpret:
-                plgpu.barrier_wait(entered.at[turn])
-            else:
+                plgpu.semaphore_signal(come, 1, memory_scope="gpu")
                 target = (turn + 1) * workers
-                plgpu.semaphore_wait(entered, target, decrement=False, memory_scope="gpu")
-                _fence_copies()
+                plgpu.semaphore_wait(come, target, decrement=False, memory_scope="gpu")
 
         def share(i):
-            return block * units[i] // blocks, (block + 1) * units[i] // blocks
+            """(first tile along K of this block's part of link i, its units from, to)."""
+            in_part = blocks // counts[i]
+            within = lax.rem(block, in_part)
+            units = grids[i][0] * held[i]
+            start, stop = within * units // in_part, (within + 1) * units // in_part
+            return lax.div(block, in_part) * held[i], start, stop
 
         def fetch():
             base = jnp.int32(0)
-            for i in range(len(links)):
-                start, stop = share(i)
-                ahead = jnp.minimum(stop - start, stages)
+            for i, (along_n, along_k) in enumerate(grids):
+                first_k, start, stop = share(i)
+                layer = at[2 * i] * (along_n * along_k)
 
-                def weights(j, i=i, start=start, base=base):
-                    slot = lax.rem(base + j, stages)
+                @pl.loop(start, stop)
+                def _(unit, i=i, along_k=along_k, first_k=first_k, layer=layer, turn=base - start):
+                    slot = lax.rem(turn + unit, stages)
 
-                    @pl.when(base + j >= stages)
+                    @pl.when(turn + unit >= stages)
                     def _():
                         plgpu.barrier_wait(free.at[slot])
 
-                    tile = at[2 * i] * units[i] + start + j
-                    plgpu.copy_gmem_to_smem(data[i].at[tile], tile_smem.at[slot], full.at[slot])
-
-                def activations(j, i=i, start=start, base=base):
-                    slot = lax.rem(base + j, stages)
-                    k = lax.rem(start + j, grids[i][1]) * tiles.TILE_K
-                    x = codes[i].at[:, pl.ds(k, tiles.TILE_K)]
-                    plgpu.copy_gmem_to_smem(x, x_smem.at[slot], full.at[slot])
-
-                pl.loop(0, ahead)(weights)
-                wait(3 * i + 1)
-                pl.loop(0, ahead)(activations)
-
-                @pl.loop(ahead, stop - start)
-                def _(j, weights=weights, activations=activations):
-                    weights(j)
-                    activations(j)
+                    n, k = lax.div(unit, held[i]), first_k + lax.rem(unit, held[i])
+                    tile = data[i].at[layer + n * along_k + k]
+                    plgpu.copy_gmem_to_smem(tile, tile_smem.at[slot], full.at[slot])
 
                 base = base + stop - start
 
@@ -251,22 +287,29 @@ def _kernel(links, rows, padded, columns, leaves, interpret, *, blocks, stages, 
             def _(unit):
                 plgpu.barrier_wait(free.at[lax.rem(unit, stages)])
 
-        def product(i, first, width, offset, x_scale):
-            """f32 [padded, width]: what link i made of columns `first` on."""
-            cols = pl.ds(first, width)
-            total = sum(read(sums[i].at[copy, :, cols]) for copy in range(copies))
-            total = (total + over_columns(offset, width)).astype(jnp.float32)
-            w_scale = over_rows(read(scale[i].at[at[2 * i], cols], of_columns))
-            return total * (over_columns(x_scale, width) * w_scale)
+        def product(i, firsts, width, x_scale):
+            """f32 [padded, width] from each of these columns on: what link i made of them."""
+            found = []
+            for first in firsts:
+                cols = pl.ds(first, width)
+                total = sum(read(sums[i].at[copy, :, cols]) for copy in range(copies))
+                found.append((total, read(scale[i].at[at[2 * i], cols], single.reduce(0))))
+            lacks = over_columns(shares(offsets[i], links[i].shape[0], jnp.sum), width)
+            x_scale = over_columns(x_scale, width)
+            return [
+                (total + lacks).astype(jnp.float32) * (x_scale * over_rows(w_scale))
+                for total, w_scale in found
+            ]
 
-        def shares(ref, count, reduce):
-            """[padded]: the workers' shares of a row's statistic, together."""
+        def shares(ref, size, reduce):
+            """[padded]: the workers' shares of a row's statistic, of `size` columns, together."""
+            count = chunks(size, workers).count
             width = -(-count // _LANES) * _LANES
             found = read(ref.at[:, pl.ds(0, width)])
             return reduce(jnp.where(column_index(width) < count, found, 0), axis=1)
 
         def clear():
-            """Sums begin at zero, and so does what activations are padded with."""
+            """Sums begin at zero, and so do values beyond K."""
             for i, link in enumerate(links):
                 part = chunks(sums[i].shape[2], workers)
 
@@ -274,133 +317,156 @@ def _kernel(links, rows, padded, columns, leaves, interpret, *, blocks, stages, 
                 def _(i=i, part=part):
                     cols = pl.ds(worker * part.width, part.width)
                     for copy in range(copies):
-                        sums[i][copy, :, cols] = _zeros((padded, part.width), jnp.int32)
+                        sums[i][copy, :, cols] = zeros((padded, part.width), jnp.int32)
 
                 if pad := -link.shape[0] % tiles.TILE_K:
 
                     @pl.when(worker == i % workers)
                     def _(i=i, pad=pad, k=link.shape[0]):
-                        codes[i][pl.ds(0, padded), pl.ds(k, pad)] = _zeros((padded, pad), jnp.int8)
+                        values[i][:, pl.ds(k, pad)] = zeros((padded, pad), jnp.float32)
 
-        def _zeros(shape, dtype):
-            if interpret:
-                return jnp.zeros(shape, dtype)
-            return plgpu.layout_cast(jnp.zeros(shape, dtype), layout)
+        def quantize(i, factor):
+            """Leaves the activations of this block's tiles in shared memory, as int8."""
+            first_k, _, _ = share(i)
+            factor = cast(factor, fours.reduce(1))
+            width = tiles.TILE_K * 8 // padded  # of more rows registers hold fewer columns
+
+            def one(j):
+                for first in range(0, tiles.TILE_K, width):
+                    cols = pl.ds((first_k + j) * tiles.TILE_K + first, width)
+                    if rows == 1:
+                        value = over_rows(read(values[i].at[0, cols], fours.reduce(0)), fours)
+                    else:
+                        value = read(values[i].at[:, cols], fours)
+                    digits = rounded(value * over_columns(factor, width))
+                    x_smem[j, :, pl.ds(first, width)] = digits.astype(jnp.int8)
+
+            each = -(-held[i] // consumers)
+            if rows == 1:  # all loads at once
+                for turn in range(each):
+                    j = group + turn * consumers
+                    pl.when(j < held[i])(functools.partial(one, j))
+            else:
+
+                @pl.loop(0, each)
+                def _(turn):
+                    j = group + turn * consumers
+                    pl.when(j < held[i])(functools.partial(one, j))
+
+            if not interpret:
+                plgpu.commit_smem()
+            plgpu.barrier_arrive(quantized.at[i])
+            plgpu.barrier_wait(quantized.at[i])
 
         def calculate():
             clear()
-            own_part = chunks(columns, workers)
-            own_first = jnp.minimum(worker, own_part.count - 1) * own_part.width
-            stream = read(stream_in.at[:, pl.ds(own_first, own_part.width)])
-            base = jnp.int32(0)
-            offset = x_scale = None
+            mine = chunks(columns, workers)
+            mine_first = jnp.minimum(worker, mine.count - 1) * mine.width
+            stream = read(stream_in.at[:, pl.ds(mine_first, mine.width)])
+            base, x_scale = jnp.int32(0), None
             for i, link in enumerate(links):
                 k_size = link.shape[0]
                 part = chunks(k_size, workers)
                 first = jnp.minimum(worker, part.count - 1) * part.width
+                cols = pl.ds(first, part.width)
+                weight = None
+                if link.normed:
+                    weight = read(norm[i].at[at[2 * i + 1], cols], single.reduce(0))
                 if link.enter == "input":
-                    value = read(given.at[:, pl.ds(first, part.width)])
+                    if given.shape[0] == padded:
+                        value = read(given.at[:, cols])
+                    else:
+                        value = over_rows(read(given.at[0, cols], single.reduce(0)))
                 elif link.enter == "stream":
                     value = stream
                 elif link.enter == "residual":
-                    stream = stream + product(i - 1, first, part.width, offset, x_scale)
-                    value = stream
+                    [found] = product(i - 1, [first], part.width, x_scale)
+                    value = stream = stream + found
                 else:
-                    gate = product(i - 1, first, part.width, offset, x_scale)
-                    up = product(i - 1, k_size + first, part.width, offset, x_scale)
+                    gate, up = product(i - 1, [first, k_size + first], part.width, x_scale)
                     value = GATES[link.enter](gate) * up
-                weighed = value
-                if link.normed:
-                    cols = pl.ds(first, part.width)
-                    weighed = value * over_rows(read(norm[i].at[at[2 * i + 1], cols], of_columns))
+                weighed = value * over_rows(weight) if link.normed else value
 
                 @pl.when(worker < part.count)
-                def _(i=i, link=link, value=value, weighed=weighed):
+                def _(i=i, link=link, cols=cols, value=value, weighed=weighed):
+                    values[i][:, cols] = weighed
                     peaks[i][:, worker] = jnp.max(jnp.maximum(weighed, -weighed), axis=1)
                     if link.normed:
                         squares[i][:, worker] = jnp.sum(value * value, axis=1)
 
-                arrive(3 * i)
-                wait(3 * i)
-                peak = shares(peaks[i], part.count, jnp.max)
+                meet(2 * i)
+                peak, root = shares(peaks[i], k_size, jnp.max), None
                 if link.normed:
-                    mean = shares(squares[i], part.count, jnp.sum) / k_size
-                    root = lax.rsqrt(mean + link.eps)
+                    root = lax.rsqrt(shares(squares[i], k_size, jnp.sum) / k_size + link.eps)
                     peak = peak * root
-                    weighed = weighed * over_columns(root, part.width)
                 inverse = (1.0 / jnp.maximum(peak, _EPS)) * 127.0
                 x_scale = 1.0 / inverse
-                digits = weighed * over_columns(inverse, part.width)
-                rounded = jnp.round(digits) if interpret else (digits + _ROUND) - _ROUND
-                digits = rounded.astype(jnp.int32)
-                position = column_index(part.width) + first
-                last = (position // tiles.SLICE) % 4 == 3
-                lacks = jnp.sum(jnp.where(last, digits, -digits), axis=1)
+                factor = inverse if root is None else inverse * root
+                quantize(i, factor)
 
                 @pl.when(worker < part.count)
-                def _(i=i, part=part, first=first, digits=digits, lacks=lacks):
-                    cols = pl.ds(first, part.width)
-                    codes[i][pl.ds(0, padded), cols] = digits.astype(jnp.int8)
-                    offsets[i][:, worker] = lacks
+                def _(i=i, part=part, first=first, weighed=weighed, factor=factor):
+                    digits = rounded(weighed * over_columns(factor, part.width))
+                    last = ((column_index(part.width) + first) // tiles.SLICE) % 4 == 3
+                    offsets[i][:, worker] = jnp.sum(jnp.where(last, digits, -digits), axis=1)
 
-                arrive(3 * i + 1)
-                multiply(i, base)
-                start, stop = share(i)
-                base = base + stop - start
-                arrive(3 * i + 2)
-                wait(3 * i + 2)
-                offset = shares(offsets[i], part.count, jnp.sum)
+                base = multiply(i, base)
+                meet(2 * i + 1)
 
             end = len(links) - 1
             if leaves is None:
-                stream = stream + product(end, own_first, own_part.width, offset, x_scale)
+                [found] = product(end, [mine_first], mine.width, x_scale)
+                stream = stream + found
             else:
-                part = chunks(links[end].shape[1], workers)
+                part = chunks(leaves, workers)
                 first = jnp.minimum(worker, part.count - 1) * part.width
-                found = product(end, first, part.width, offset, x_scale)
+                [found] = product(end, [first], part.width, x_scale)
 
                 @pl.when(worker < part.count)
                 def _():
                     out[:, pl.ds(first, part.width)] = found
 
-            @pl.when(worker < own_part.count)
+            @pl.when(worker < mine.count)
             def _():
-                stream_out[:, pl.ds(own_first, own_part.width)] = stream
+                stream_out[:, pl.ds(mine_first, mine.width)] = stream
 
         def multiply(i, base):
-            start, stop = share(i)
-            along_k = grids[i][1]
+            """This group's tiles of link i; how many tiles the block has had then."""
+            _, start, stop = share(i)
             own_smem = own.at[group] if interpret else None
 
             def turn(unit):
                 """How many of this group's turns are before the unit, of all links."""
                 return lax.div(base + unit - start - group + consumers - 1, consumers)
 
-            @pl.loop(lax.div(start, along_k), lax.div(stop - 1, along_k) + 1)
+            @pl.loop(lax.div(start, held[i]), lax.div(stop - 1, held[i]) + 1)
             def _(n):
-                first = jnp.maximum(start, n * along_k)
-                last = jnp.minimum(stop, (n + 1) * along_k)
+                first, last = jnp.maximum(start, n * held[i]), jnp.minimum(stop, (n + 1) * held[i])
 
                 def row_of_tiles(*accumulators):
                     accumulators = accumulators[:4], accumulators[4:]
 
                     @pl.loop(turn(first), turn(last))
                     def _(j):
-                        slot = lax.rem(j * consumers + group, stages)
+                        count = j * consumers + group
+                        slot = lax.rem(count, stages)
+                        x = x_smem.at[count - base + start - n * held[i]]
                         plgpu.barrier_wait(full.at[slot])
-                        decode.multiply(accumulators, slot, tile_smem, x_smem, own_smem, interpret)
+                        decode.multiply(accumulators, tile_smem.at[slot], x, own_smem, interpret)
                         plgpu.barrier_arrive(free.at[slot])
 
                     for half in (0, 1):
                         total = sum(acc[...] >> (2 * p) for p, acc in enumerate(accumulators[half]))
                         cols = pl.ds(n * tiles.ROWS + half * tiles.HALF, tiles.HALF)
                         if interpret:
-                            sums[i][group, pl.ds(0, rows), cols] += total.T[:rows]
+                            sums[i][group, :, cols] += total.T
                         else:
                             _add(sums[i].at[0, :, cols], total, rows)
 
-                accumulator = plgpu.ACC((tiles.HALF, columns_of_wgmma), jnp.int32)
+                accumulator = plgpu.ACC((tiles.HALF, padded), jnp.int32)
                 pl.run_scoped(row_of_tiles, *(accumulator,) * 8)
+
+            return base + stop - start
 
         @pl.when(group == consumers)
         def _():
@@ -409,25 +475,33 @@ def _kernel(links, rows, padded, columns, leaves, interpret, *, blocks, stages, 
 
         @pl.when(group < consumers)
         def _():
-            plgpu.set_max_registers(decode.MULTIPLY_REGISTERS, action="increase")
+            registers = decode.multiply_registers(consumers)
+            plgpu.set_max_registers(registers, action="increase")
             calculate()
 
     shape = jax.ShapeDtypeStruct
-    wide = -(-min(workers, 1024) // _LANES) * _LANES
+    wide = -(-workers // _LANES) * _LANES
     statistic = [shape((padded, wide), jnp.float32) for _ in links]
     outputs = [
-        *([] if leaves is None else [leaves]),
+        *([] if leaves is None else [shape((padded, leaves), jnp.float32)]),
         shape((padded, columns), jnp.float32),
         *(shape((copies, padded, n * tiles.ROWS), jnp.int32) for n, _ in grids),
-        *(shape((columns_of_wgmma, k * tiles.TILE_K), jnp.int8) for _, k in grids),
+        *(shape((padded, k * tiles.TILE_K), jnp.float32) for _, k in grids),
         *statistic,
         *statistic,
         *(shape((padded, wide), jnp.int32) for _ in links),
     ]
-    scratch = decode.ring(stages, columns_of_wgmma)
+    swizzled = (plgpu.TilingTransform((8, 128)), plgpu.SwizzleTransform(128))
+    scratch = [
+        plgpu.SMEM((stages, *decode.TILE), jnp.uint8),
+        plgpu.SMEM((max(held), padded, tiles.TILE_K), jnp.int8, transforms=swizzled),
+        plgpu.Barrier(num_barriers=stages),
+        plgpu.Barrier(num_barriers=stages),
+        plgpu.Barrier(num_arrivals=consumers, num_barriers=len(links)),
+    ]
     if interpret:
         scratch.append(plgpu.SMEM((consumers, *decode.OPERAND), jnp.int8))
-        scratch.append(plgpu.Barrier(num_arrivals=consumers, num_barriers=3 * len(links)))
+        scratch.append(plgpu.Barrier(num_arrivals=consumers, num_barriers=2 * len(links)))
     body.__name__ = "ternax_chain"
     return plgpu.kernel(
         body,
@@ -440,18 +514,6 @@ def _kernel(links, rows, padded, columns, leaves, interpret, *, blocks, stages, 
         interpret=plgpu.InterpretGPUParams() if interpret else None,
         compiler_params=plgpu.CompilerParams(reduction_scratch_bytes=0),
     )
-
-
-def _fence_copies():
-    """Orders what threads wrote with copies that TMA makes of it; each thread for itself."""
-
-    @plgpu.inline_mgpu()
-    def fence(_):
-        from jax.experimental.mosaic.gpu import utils
-
-        utils.inline_ptx("fence.proxy.async.global;", has_side_effects=True)
-
-    fence()
 
 
 def _add(out, total, rows):

@@ -36,8 +36,19 @@ _POSITIONS = 4
 OPERAND = (tiles.HALF, tiles.SLICE)
 # A tile as TMA brings it.
 TILE = (2 * _PARTS * PART[0], PART[1])
-# Registers of a thread that fetches, and of one that multiplies, instead of an equal share.
-FETCH_REGISTERS, MULTIPLY_REGISTERS = 40, 232
+# Registers of a thread that fetches; those that multiply share the rest.
+FETCH_REGISTERS, _REGISTERS, _WARPGROUP = 40, 65536, 128
+
+
+def multiply_registers(consumers: int) -> int:
+    """Registers of a thread of each of `consumers` warpgroups that multiply.
+
+    Of what a block has been given, which is rounded down to eights a thread: a warpgroup that
+    asks for more waits for ever.
+    """
+    given = _REGISTERS // (_WARPGROUP * (consumers + 1)) // 8 * 8
+    left = (given * (consumers + 1) - FETCH_REGISTERS) // consumers // 8 * 8
+    return min(left, 240)
 
 
 def heuristic(blocks: int) -> dict[str, int]:
@@ -151,7 +162,7 @@ def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):
 
         @pl.when(group < consumers)
         def _():
-            plgpu.set_max_registers(MULTIPLY_REGISTERS, action="increase")
+            plgpu.set_max_registers(multiply_registers(consumers), action="increase")
             own_smem = operand_smem[0].at[group] if interpret else None
 
             def turn(unit):
@@ -170,7 +181,8 @@ def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):
                     def _(i):
                         slot = lax.rem(i * consumers + group, stages)
                         plgpu.barrier_wait(full.at[slot])
-                        multiply(accumulators, slot, data_smem, x_smem, own_smem, interpret)
+                        x_tile = x_smem.at[slot]
+                        multiply(accumulators, data_smem.at[slot], x_tile, own_smem, interpret)
                         plgpu.barrier_arrive(free.at[slot])
 
                     store(accumulators, n, group, out)
@@ -205,11 +217,14 @@ def ring(stages: int, rows: int) -> list:
     ]
 
 
-def multiply(accumulators, slot, data_smem, x_smem, operand_smem, interpret):
-    """Adds one tile's product, each bit position to its own accumulator, four for each half."""
-    halves = [_operand(data_smem.at[slot], half, interpret) for half in (0, 1)]
+def multiply(accumulators, data, x, operand_smem, interpret):
+    """Adds one tile's product, each bit position to its own accumulator, four for each half.
+
+    data: the tile, x: its activations int8 [rows, 512], both in shared memory.
+    """
+    halves = [_operand(data, half, interpret) for half in (0, 1)]
     for p in range(_POSITIONS):
-        digits = x_smem.at[slot, :, pl.ds(tiles.SLICE * p, tiles.SLICE)].transpose((1, 0))
+        digits = x.at[:, pl.ds(tiles.SLICE * p, tiles.SLICE)].transpose((1, 0))
         mask = jnp.int8(np.uint8(3 << (2 * p)).view(np.int8))
         for half in (0, 1):
             codes = halves[half] & mask

@@ -30,8 +30,6 @@ def why_not(block, rows: int) -> str | None:
         return reason
     from ternax.kernels.pallas import chain
 
-    if rows > chain.MAX_ROWS:
-        return f"chains take {chain.MAX_ROWS} rows, found {rows}"
     for linear in _linears(block):
         if type(linear) is not PackedLinear or linear.across is not None:
             return "chains take packed projections of one device, without noise at read time"
@@ -41,7 +39,7 @@ def why_not(block, rows: int) -> str | None:
             return "chains take trits in one plane, one scale along K, and int8 inputs"
         if linear.backend not in (None, "mosaic"):
             return f"the backend is {linear.backend}"
-    return chain.why_not(_whole(block).values())
+    return chain.why_not(list(_whole(block).values()), rows, target.current().core_count)
 
 
 def run(
@@ -72,8 +70,7 @@ def run(
     def attention(qkv, cache, layer):
         qkv = qkv[:rows].reshape(rows, 1, -1)
         out, cache = attend(qkv, rope, cache, layer, block.attn.backend)
-        out = out.reshape(rows, -1)
-        return jnp.pad(out, ((0, padded - rows), (0, 0))), cache
+        return out.reshape(rows, -1), cache
 
     def link_weights(layer, names):
         return [weights(name, layer + (name == "qkv")) for name in names]

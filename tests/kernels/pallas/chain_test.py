@@ -123,7 +123,7 @@ def test_chunks(size, workers, expected):
 
 
 def test_what_no_chain_takes_is_one_line():
-    assert chain.why_not(LLAMA) is None
-    assert chain.why_not([Link((64, 48), "stream", False, 0.0)]) == (
+    assert chain.why_not(LLAMA, 1, 132) is None
+    assert chain.why_not([Link((64, 48), "stream", False, 0.0)], 1, 132) == (
         "a chain takes sizes that are multiples of 32, found 48"
     )
