@@ -39,9 +39,13 @@ def read(
     Returns:
       uint8 [blocks, *TILE]: of each block what its first slot held at the end.
     """
-    units = data.shape[0]
     if after is None:
         after = jnp.zeros((blocks, *TILE), jnp.uint8)
+    return _kernel(data.shape[0], blocks, interpret)(data, after)
+
+
+def _kernel(units, blocks, interpret):
+    """(data [units, *TILE], after [blocks, *TILE]) -> [blocks, *TILE]."""
 
     def body(data, after, out, slots, arrived):
         del after
@@ -68,7 +72,7 @@ def read(
         plgpu.wait_smem_to_gmem(0)
 
     body.__name__ = "ternax_read"
-    kernel = plgpu.kernel(
+    return plgpu.kernel(
         body,
         out_type=jax.ShapeDtypeStruct((blocks, *TILE), jnp.uint8),
         scratch_types=[
@@ -79,4 +83,3 @@ def read(
         grid_names=("block",),
         interpret=plgpu.InterpretGPUParams() if interpret else None,
     )
-    return kernel(data, after)

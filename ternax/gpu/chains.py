@@ -16,7 +16,7 @@ from ternax.configs import get_config
 from ternax.gpu import exactness
 from ternax.gpu.contenders import Backend, Shape
 from ternax.gpu.made import Step
-from ternax.kernels import ring
+from ternax.kernels import ring, target
 from ternax.kernels.packing import Packed
 from ternax.kernels.pallas import backend, chain, tiles
 from ternax.kernels.pallas.chain import Link
@@ -46,15 +46,15 @@ def run(step: Step) -> None:
     for name in MODELS:
         model = get_config(name)
         links = links_of(model)
-        why = chain.why_not(links)
-        if why:
-            step.say(f"chain: {model.name}: {why}")
-            continue
         made = weights_of(links)
         for rows in ROWS:
             if step.left_s < 0:
                 step.say(f"chain: no time left for {model.name} x {rows} and what follows")
                 return
+            why = chain.why_not(links, rows, target.current().core_count)
+            if why:
+                step.say(f"chain: {model.name} x {rows}: {why}")
+                continue
             try:
                 _check(step, model, links, made, rows)
                 _time(step, model, links, made, rows)

@@ -65,18 +65,18 @@ def searches() -> Iterator[Search]:
     cores = target.current().core_count
     for name in MODELS:
         links = chains.links_of(get_config(name))
-        if chain.why_not(links) is None:
-            made = chains.weights_of(links)
-            for rows in tuning.ROWS:
-                yield _of_chain(name, links, made, rows, cores)
-            del made
+        fit = [rows for rows in tuning.ROWS if chain.why_not(links, rows, cores) is None]
+        made = chains.weights_of(links) if fit else []
+        for rows in fit:
+            yield _of_chain(name, links, made, rows)
+        del made
         mosaic = Backend(ring.RING_BYTES, "mosaic")
         for part, size in shapes.products(name).items():
             for rows in tuning.ROWS if not part.endswith(":head") else ():
                 yield _of_decode(mosaic, Shape(part, *size), rows, cores)
 
 
-def _of_chain(name: str, links, made, rows: int, cores: int) -> Search:
+def _of_chain(name: str, links, made, rows: int) -> Search:
     widest = max((link.shape for link in links), key=lambda shape: shape[0] * shape[1])
 
     real = 1 if rows == 8 else rows  # of what is padded to 8, one row is asked for most
