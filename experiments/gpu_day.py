@@ -18,6 +18,7 @@ import time
 from ternax.errors import BackendUnavailable, NumericCheckFailed, PeerFailed, UsageError
 from ternax.experiments import flags
 from ternax.gpu import goals, made, schedule
+from ternax.kernels import tuning
 from ternax.gpu.schedule import Planned
 from ternax.record import Record, Store, open_store
 from ternax.table import row
@@ -131,7 +132,7 @@ def run(
 
         ended = schedule.run(
             _words(planned, seconds, store, rehearse),
-            _environment(planned, graphs, store),
+            {**planned.environment(graphs), tuning.FOLDER: str(store.directory / "tuned")},
             min(seconds + schedule.GRACE_S, left),
             keep,
             lambda line: say(f"  {line}"),
@@ -155,14 +156,6 @@ def _words(planned: Planned, seconds: float, store: Store, rehearse: bool) -> li
         *([f"--read_gb_per_s={best:.6g}"] if best else []),
         *(["--rehearse"] if rehearse else []),
     ]
-
-
-def _environment(planned: Planned, graphs: bool, store: Store) -> dict[str, str]:
-    found = {**planned.environment, "TERNAX_TUNED": str(store.directory / "tuned")}
-    if not graphs:
-        flags_before = os.environ.get("XLA_FLAGS", "")
-        found["XLA_FLAGS"] = f"{flags_before} {schedule.GRAPHS_OFF}".strip()
-    return found
 
 
 def day(args) -> None:

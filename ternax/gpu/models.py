@@ -84,10 +84,10 @@ def run(step: Step, name: str, points: Sequence[Workload]) -> None:
         inputs=config.inputs,
         layers=config.num_layers,
     )
-    longest = 0.0
+    last = 0.0
     for workload in map(tiny, points) if step.rehearse else points:
         label = f"{config.name}, batch {workload.batch}, context {workload.context}"
-        if step.left_s < longest:
+        if step.left_s < last:
             step.say(f"{label}: no time left")
             continue
         start = time.monotonic()
@@ -102,7 +102,7 @@ def run(step: Step, name: str, points: Sequence[Workload]) -> None:
             said = (str(error).strip() or "it said nothing").splitlines()[0][:200]
             step.say(f"{label}: FAILED: {type(error).__name__}: {said}")
         gc.collect()  # the cache of this point, before the next one's
-        longest = max(longest, time.monotonic() - start)
+        last = time.monotonic() - start
 
 
 def _keep(step: Step, phases: Sequence[str], record: Record) -> None:

@@ -39,14 +39,14 @@ def run(step: Step, model: str, names: Sequence[str], batches: Sequence[int] = B
         else:
             runs.append(contender)
     parts = {name: Shape(name, *shape) for name, shape in shapes.products(model).items()}
-    longest = 0.0
+    last = 0.0
     for batch in batches:
-        if step.left_s < longest:
+        if step.left_s < last:
             step.say(f"{model}: no time left for batch {batch}")
             continue
         start = time.monotonic()
         _batch(step, model, runs, list(parts.values()), batch)
-        longest = max(longest, time.monotonic() - start)
+        last = time.monotonic() - start
 
 
 def _batch(step: Step, model: str, runs: list[Contender], parts: list[Shape], batch: int) -> None:

@@ -29,6 +29,8 @@ _LOG_BYTES = 2 << 20
 # Of the device's memory for JAX: a model's step takes it at once, the others share with torch.
 _ALONE = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
 _SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+# Products of the same activations, which XLA would make one of: the weights side by side, copied.
+_DOTS_APART = "--xla_gpu_dot_merger_threshold_mb=0"
 GRAPHS_OFF = "--xla_gpu_enable_command_buffer="
 
 
@@ -48,10 +50,14 @@ class Planned:
     what: str
     graphs: bool = False
 
-    @property
-    def environment(self) -> dict[str, str]:
-        alone = self.name.partition("-")[0] in ("decode", "batches", "prefill")
-        return _ALONE if alone else _SHARED
+    def environment(self, graphs: bool) -> dict[str, str]:
+        """What its process finds beside the user's; graphs: whether CUDA graphs are on."""
+        kind = self.name.partition("-")[0]
+        words = [os.environ.get("XLA_FLAGS", "")]
+        words += [_DOTS_APART] if kind in ("kernels", "gemlite") else []
+        words += [] if graphs else [GRAPHS_OFF]
+        memory = _ALONE if kind in ("decode", "batches", "prefill") else _SHARED
+        return {**memory, "XLA_FLAGS": " ".join(filter(None, words))}
 
 
 # In the order of their worth.

@@ -14,7 +14,7 @@ def test_the_plan_is_printed(capsys):
     assert gpu_day.main(["--dry_run", "--steps=facts,decode-70b", "--graphs=on,off"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["facts", "decode-70b", "decode-70b", "together"]
-    assert "(graphs off)" in lines[2] and lines[3].split()[1] == "108"
+    assert "(graphs off)" in lines[2] and lines[3].split()[1] == "128"
     gpu_day.main(["--dry_run"])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][:-1] == [
         step.name for step in STEPS

@@ -25,6 +25,16 @@ def test_graphs_off_runs_what_they_change():
     assert off == [("facts", True), ("tune", True), ("decode-70b", False)]
 
 
+def test_processes_have_flags_of_their_own(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--mine=1")
+    by_name = {step.name: step for step in STEPS}
+    assert by_name["decode-70b"].environment(True)["XLA_FLAGS"] == "--mine=1"
+    kernels = by_name["kernels-70b"].environment(False)
+    assert kernels["XLA_FLAGS"].split()[0] == "--mine=1"
+    assert kernels["XLA_FLAGS"].endswith(schedule.GRAPHS_OFF)
+    assert "XLA_PYTHON_CLIENT_PREALLOCATE" in kernels
+
+
 def test_minutes_are_shared_by_plan():
     left = 8 * 60.0
     for i in range(len(STEPS)):
