@@ -18,7 +18,6 @@ import time
 from ternax.errors import BackendUnavailable, NumericCheckFailed, PeerFailed, UsageError
 from ternax.experiments import flags
 from ternax.gpu import goals, made, schedule
-from ternax.kernels import tuning
 from ternax.gpu.schedule import Planned
 from ternax.record import Record, Store, open_store
 from ternax.table import row
@@ -113,6 +112,8 @@ def run(
 
     steps: with whether CUDA graphs are on. Raises nothing for a step that failed: it says so.
     """
+    from ternax.kernels import tuning
+
     end = time.monotonic() + 60 * minutes
     log = store.directory / "steps.log"
     for number, (planned, graphs) in enumerate(steps):
