@@ -26,6 +26,10 @@ _CALL_S = 0.25
 # But so many samples at least, where there are tokens enough.
 _MIN_SAMPLES = 8
 _SLOW_PREFILL_S = 5.0
+# On a GPU a step may be shorter than a call's cost: more tokens to a call there.
+_DEVICE_CHUNK = 64
+# A step is taken to be at most so many times as long as its bound.
+_SLOWEST = 8
 _PHASES = ("plan", "create", "compile", "prefill", "decode")
 
 
@@ -265,9 +269,11 @@ class DecodeRun:
         self._keep("create", metrics, stopped, [self.source.origin] if self.source else [])
 
     def _sample_compile(self):
+        from ternax.engine import CHUNK_TOKENS
         from ternax.steps import Steps
 
-        self._steps = Steps(self._model, self.workload)
+        most = CHUNK_TOKENS if measure.on_host(self.device) else _DEVICE_CHUNK
+        self._steps = Steps(self._model, self.workload, most)
         with self._progress("compile", None, "s"):
             for compile_one in (self._steps.compile_prefill, self._steps.compile_decode):
                 self._stop.check()
@@ -328,7 +334,12 @@ class DecodeRun:
         # The first step is the warm-up: same program, not counted.
         warm_s = call(1)
         left, directory = self.workload.num_tokens - 2, self.workload.profile_dir
-        chunk = max(1, min(left // _MIN_SAMPLES, 16, round(_CALL_S / warm_s)))
+        assert self.bandwidth is not None
+        # A GPU loads a program's kernels at its first call, which says little of a step then.
+        bound = self.plan.bound_tokens_per_s(self.bandwidth.median / self._sharing)
+        step_s = min(warm_s, _SLOWEST * self.workload.batch / bound)
+        most = self._steps.chunk
+        chunk = max(1, min(left // _MIN_SAMPLES, most, round(_CALL_S / step_s)))
         (self._chunk,) = processes.of_first([chunk])
         profile = jax.profiler.trace(directory) if directory else contextlib.nullcontext()
         with profile, self._power, self._progress("decode", left, "tokens") as advance:

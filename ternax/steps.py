@@ -41,11 +41,13 @@ class Steps:
       leaves: of the model.
       tokens: int32 [B, T], the prompts.
       keys: one random key a row.
+      chunk: tokens that one call of decode makes, at most.
     """
 
-    def __init__(self, model: Decoder, workload: Workload):
+    def __init__(self, model: Decoder, workload: Workload, chunk: int = engine.CHUNK_TOKENS):
         graph, self.leaves = nnx.split(fit_kernels(model) if model.layout is None else model)
         self._config, self._layout, self._workload = model.config, model.layout, workload
+        self.chunk = chunk
         self._program = engine.Program(graph, layout=model.layout)
         self.tokens = engine.rows_on(model.layout, workload.tokens(model.config))
         self.keys = engine.row_keys(workload.seed, workload.batch)
@@ -91,7 +93,7 @@ class Steps:
         token = engine.rows_on(self._layout, np.zeros(batch, np.int32))
         done = engine.rows_on(self._layout, np.zeros(batch, bool))
         state = engine.DecodeState(self._abstract_cache, token, done, self.keys)
-        lowered = engine.decode.lower(self._program, self.leaves, state, np.int32(1))
+        lowered = engine.decode.lower(self._program, self.leaves, state, np.int32(1), self.chunk)
         self._decode = lowered.compile()
 
     def program_text(self) -> str:

@@ -311,7 +311,8 @@ def _beside(theirs: Record | None, ours: Record | None) -> str:
     if ours is None:
         return text
     pairs = zip(theirs.samples, ours.samples, strict=False)
-    return f"{text} {statistics.median(a / b for a, b in pairs):.2f}x"
+    ratios = [a / b for a, b in pairs if a > 0 and b > 0]
+    return f"{text} {statistics.median(ratios):.2f}x" if ratios else text
 
 
 def _lines(records) -> list[str]:
