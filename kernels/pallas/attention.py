@@ -29,70 +29,24 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .attention_splits import LANE, MASKED, MAX_SPLITS, ROW, WGMMA, column_of, combine, share
+from .attention_settings import MAX_SPLITS, TERMS, columns_of
+from .attention_splits import (
+    LANE,
+    MASKED,
+    ROW,
+    Sums,
+    column_of,
+    combine,
+    share,
+)
 
-# Query heads that share a key head, at most; columns of wgmma come in eights.
-MAX_SHARED = 16
-WIDTHS = (64, 128)
-# Slots of a tile, once or twice the rows of a wgmma.
-TILES = (64, 128)
-# Shared memory of a processor that its blocks may have, what the hardware takes for two set aside.
-SHARED_BYTES = 226 * 1024
-# bf16 that sum to a float32: 3 x 8 bits of significand.
-_TERMS = 3
 # Elements that TMA copies along one axis, at most.
 _MOST = 256
 _LOG2E = math.log2(math.e)
 
+WGMMA = plgpu.Layout.WGMMA
 # The same places in registers one by one: what is loaded or stored across need not be pairs.
 _SINGLE = plgpu.Layout._WGMMA_ACC_32BIT
-
-
-def why_not(qkv, k) -> str | None:
-    """None where `step` can take the call, which has the arguments qkv and k; else one line."""
-    _, tokens, columns = qkv.shape
-    groups, slots, width = k.shape[2:]
-    shared = columns // width // groups - 2
-    if tokens != 1:
-        return f"it attends with one token a row, found {tokens}"
-    if k.dtype not in (jnp.uint16, jnp.int8):
-        return f"it reads a cache of bf16 or int8, found {k.dtype}"
-    if width not in WIDTHS:
-        return f"it takes heads of {' or '.join(map(str, WIDTHS))}, found {width}"
-    if shared > MAX_SHARED:
-        return f"it takes up to {MAX_SHARED} query heads to a key head, found {shared}"
-    if slots % TILES[0]:
-        return f"it reads {TILES[0]} slots at a time, found {slots} in all"
-    if math.prod(k.shape[:-1]) >= 2**31:
-        return f"it counts slots of all layers and heads in 31 bits, found {k.shape[:-1]}"
-    return None
-
-
-def heuristic(blocks: int, heads: int, k) -> dict[str, int]:
-    """Settings on a GPU of `blocks` processors, for `heads` query heads over a cache k.
-
-    Key heads of rows that fill the processors need no splits, and so no second launch. Fewer are
-    split over two blocks a processor, of which one computes while the other's tiles arrive; a
-    block that has a processor alone takes larger tiles, whose steps wait for each other half as
-    often. Of tiles in flight there are as many as shared memory holds: 29 KB on each processor
-    are what 4.3 TB/s need at a latency of 0.9 us.
-    """
-    _, batch, groups, slots, width = k.shape
-    pairs = batch * groups
-    splits, (tile, larger) = 1, TILES
-    if pairs < 0.9 * blocks:
-        splits = max(1, min(2 * blocks // pairs, slots // tile, MAX_SPLITS))
-    alone = pairs * splits <= blocks
-    if alone and splits == 1 and slots % larger == 0:
-        tile = larger
-    columns = -(-heads // groups // 8) * 8
-    # Operands of queries and weights, their sums; for int8, a tile as bf16; scratch, barriers.
-    other = columns * (_TERMS * 2 * (width + tile) + 8 * width) + 4 * width * 4 + 5 * 1024
-    if k.dtype == jnp.int8:
-        other += 2 * tile * width * 2
-    room = SHARED_BYTES // (1 if alone else 2) - other
-    stages = room // (2 * tile * width * k.dtype.itemsize)
-    return {"splits": splits, "tile": tile, "stages": min(4, stages)}
 
 
 def step(
@@ -110,42 +64,65 @@ def step(
     pdl: bool = False,
     interpret: bool = False,
 ):
-    """Rotates q and k, puts k and v into the cache in place, and attends; arguments as for
-    `kernels.attention.step_attention` of one token, where `why_not` says nothing against it.
+    """Rotates q and k, puts k and v into the cache in place, and attends.
+
+    Arguments are those of `kernels.attention.step_attention`, with one token a row, where
+    `attention_settings.why_not` has nothing against them.
 
     Args:
       config: {"splits": blocks that share the slots of one key head of one row, "tile": slots
-        that a block takes at a time, of TILES, "stages": tiles in flight in each}.
+        that a block takes at a time, 64 or 128, "stages": tiles in flight in each}.
       pdl: programmatic dependent launch: a kernel starts while the one before it ends.
       interpret: run on the CPU, by Pallas' interpreter of Mosaic GPU.
 
     Returns:
       (f32 [B, 1, H, E], k, v, k_scale, v_scale).
     """
-    layers, batch, groups, slots, width = k.shape
-    heads = qkv.shape[-1] // width - 2 * groups
-    sizes = dict(groups=groups, slots=slots, width=width, heads=heads)
-    splits = config["splits"]
+    sums, *stores = attend(
+        qkv,
+        rope,
+        k,
+        v,
+        k_scale,
+        v_scale,
+        start,
+        length,
+        layer,
+        config,
+        pdl=pdl,
+        interpret=interpret,
+    )
+    out = sums.out
+    if config["splits"] > 1:
+        heads = qkv.shape[-1] // k.shape[-1] - 2 * k.shape[2]
+        run = combine(k.shape, heads, config["splits"], config["tile"], pdl, interpret)
+        out = run(start, jnp.reshape(length, 1), *sums)
+    return out.reshape(k.shape[1], 1, -1, k.shape[-1]), *stores
+
+
+def attend(
+    qkv, rope, k, v, k_scale, v_scale, start, length, layer, config, *, pdl=False, interpret=False
+):
+    """The first launch of `step`: (`Sums`, k, v, k_scale, v_scale).
+
+    With one split, `Sums.out` is the result. With more, whoever reads the result next may add them
+    up by itself, as `combine` does.
+    """
+    heads = qkv.shape[-1] // k.shape[-1] - 2 * k.shape[2]
+    batch, half = k.shape[1], k.shape[-1] // 2
     stores = [_rows(store) for store in (k, v)]
     scales = [] if k_scale is None else [store.reshape(-1) for store in (k_scale, v_scale)]
     refs = [jax.new_ref(store) for store in (*stores, *scales)]
     place = jnp.reshape(length, 1), jnp.reshape(layer, 1)
-    cos, sin = (table.reshape(batch, width // 2) for table in rope)
-    attend = _attend(batch, stores[0].dtype, interpret, pdl, **sizes, **config)
-    out, *sums = attend(qkv.reshape(batch, -1), cos, sin, start, *place, *refs)
-    if splits > 1:
-        out = combine(batch, interpret, pdl, splits=splits, tile=config["tile"], **sizes)(
-            start, *place, out, *sums
-        )
-    k_new, v_new, *scales = (jax.freeze(ref) for ref in refs)
+    tables = (table.reshape(batch, half) for table in rope)
+    run = _attend(k, heads, pdl, interpret, **config)
+    sums = run(qkv.reshape(batch, -1), *tables, start, *place, *refs)
+    *stores, k_scale, v_scale = [*map(jax.freeze, refs), None, None][:4]
     if k.dtype == jnp.uint16:
-        k_new, v_new = (lax.bitcast_convert_type(x, jnp.uint16) for x in (k_new, v_new))
-    scales = [x.reshape(k.shape[:-1]) for x in scales] or [None, None]
-    return (
-        out.reshape(batch, 1, heads, width),
-        *(x.reshape(k.shape) for x in (k_new, v_new)),
-        *scales,
-    )
+        stores = [lax.bitcast_convert_type(store, k.dtype) for store in stores]
+    if k_scale is not None:
+        k_scale, v_scale = (scale.reshape(k.shape[:-1]) for scale in (k_scale, v_scale))
+    return Sums(*sums), *(store.reshape(k.shape) for store in stores), k_scale, v_scale
 
 
 def _rows(store):
@@ -157,7 +134,7 @@ def _rows(store):
 def _terms(x):
     """bf16 [M, 3 R] of f32 [M, R]: terms that sum to x, each the largest that is not beyond it."""
     terms = []
-    for _ in range(_TERMS):
+    for _ in range(TERMS):
         bits = lax.bitcast_convert_type(x, jnp.int32) & jnp.int32(-(1 << 16))
         term = lax.bitcast_convert_type(bits, jnp.float32)
         terms.append(term.astype(jnp.bfloat16))
@@ -166,20 +143,20 @@ def _terms(x):
 
 
 def _sum_terms(x):
-    rows, columns = x.shape[0], x.shape[1] // _TERMS
-    first, *rest = (
-        lax.slice(x, (0, i * columns), (rows, (i + 1) * columns)) for i in range(_TERMS)
-    )
+    rows, columns = x.shape[0], x.shape[1] // TERMS
+    first, *rest = (lax.slice(x, (0, i * columns), (rows, (i + 1) * columns)) for i in range(TERMS))
     return first + functools.reduce(jnp.add, rest)
 
 
-def _attend(batch, dtype, interpret, pdl, *, groups, slots, width, heads, splits, tile, stages):
+def _attend(cache, heads, pdl, interpret, *, splits, tile, stages):
     """(qkv [B, (H + 2 G) E], cos, sin [B, E / 2], start [B], length, layer [1], k, v [rows, E],
-    scales [rows]) -> (out f32 [splits, B, H, E], largest scores, their sums [B G, splits, R])."""
+    scales [rows]) -> `Sums`. cache: the whole k, for its shape and dtype."""
+    _, batch, groups, slots, width = cache.shape
     shared = heads // groups
-    columns = -(-shared // 8) * 8
+    columns = columns_of(shared)
     half = width // 2
-    quantized = dtype == jnp.int8
+    quantized = cache.dtype == jnp.int8
+    dtype = jnp.int8 if quantized else jnp.bfloat16
 
     def body(qkv, cos, sin, start, length, layer, k, v, *refs):
         scales, (out, peaks, totals, *refs) = refs[: 2 * quantized], refs[2 * quantized :]
@@ -249,7 +226,7 @@ def _attend(batch, dtype, interpret, pdl, *, groups, slots, width, heads, splits
                 plgpu.wgmma(acc_ref, keys, q_smem.transpose((1, 0)))
                 return acc_ref[...]
 
-            score = pl.run_scoped(scores, plgpu.ACC((tile, _TERMS * columns), jnp.float32))
+            score = pl.run_scoped(scores, plgpu.ACC((tile, TERMS * columns), jnp.float32))
             score = _sum_terms(score)
             if quantized:
                 score = score * lax.broadcast_in_dim(scale[0], score.shape, [0])
@@ -272,7 +249,7 @@ def _attend(batch, dtype, interpret, pdl, *, groups, slots, width, heads, splits
                 plgpu.wgmma(acc_ref, values.transpose((1, 0)), p_smem.transpose((1, 0)))
                 return acc_ref[...]
 
-            part = pl.run_scoped(weighted, plgpu.ACC((width, _TERMS * columns), jnp.float32))
+            part = pl.run_scoped(weighted, plgpu.ACC((width, TERMS * columns), jnp.float32))
             acc = acc * lax.broadcast_in_dim(shrink, acc.shape, [1]) + _sum_terms(part)
 
             @pl.when(turn + stages < tiles)
@@ -342,8 +319,8 @@ def _attend(batch, dtype, interpret, pdl, *, groups, slots, width, heads, splits
     codes = codes if quantized else transforms
     f32, bf16 = jnp.float32, jnp.bfloat16
     scratch = [
-        plgpu.SMEM((_TERMS * columns, width), bf16, transforms=transforms),
-        plgpu.SMEM((_TERMS * columns, tile), bf16, transforms=transforms),
+        plgpu.SMEM((TERMS * columns, width), bf16, transforms=transforms),
+        plgpu.SMEM((TERMS * columns, tile), bf16, transforms=transforms),
         plgpu.SMEM((columns, width), f32),
         plgpu.SMEM(((shared + 2) * width,), f32),
         plgpu.SMEM((2 * width,), f32),
@@ -356,10 +333,10 @@ def _attend(batch, dtype, interpret, pdl, *, groups, slots, width, heads, splits
         scratch += [plgpu.SMEM((tile, width), bf16, transforms=transforms)] * 2
         scratch += [plgpu.SMEM((stages, tile), f32)] * 2
     body.__name__ = "ternax_attend"
-    sums = jax.ShapeDtypeStruct((batch * groups, MAX_SPLITS, columns), f32)
+    softmax = jax.ShapeDtypeStruct((batch * groups, MAX_SPLITS, columns), f32)
     return plgpu.kernel(
         body,
-        out_type=(jax.ShapeDtypeStruct((splits, batch, heads, width), f32), sums, sums),
+        out_type=(jax.ShapeDtypeStruct((splits, batch, heads, width), f32), softmax, softmax),
         scratch_types=scratch,
         grid=(splits, batch * groups),
         grid_names=("split", "pair"),

@@ -24,7 +24,8 @@ def self_test(interpret: bool = False) -> str | None:
         try:
             wrong = _differs(*case, interpret)
         except Exception as error:  # whatever compiler or driver say
-            return f"its self-test raised {type(error).__name__}: {str(error).splitlines()[0]}"
+            line = str(error).partition("\n")[0]
+            return f"its self-test raised {type(error).__name__}: {line}"
         if wrong:
             dtype, width, shared, splits, tile = case
             return (

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import reference, target, tuning
 from ..packing import CANONICAL, FORMATS, NUM_DIGITS, Packed, pack_numpy
-from . import tiles
+from . import attention_settings, tiles
 
 # `plgpu.kernel` as it is called here; older ones differ, and jax 0.10 cannot interpret it.
 MIN_JAX = (0, 11, 2)
@@ -179,9 +179,7 @@ def run(
 def why_not_attend(qkv, k) -> str | None:
     """None where `attend` takes these arguments, in a program that this backend runs; says aloud
     where a GPU has failed the self-test."""
-    from . import attention
-
-    reason = attention.why_not(qkv, k)
+    reason = attention_settings.why_not(qkv, k)
     return reason or (_unusable_attention() if target.current().present else None)
 
 
@@ -200,5 +198,5 @@ def attend(qkv, rope, k, v, k_scale, v_scale, start, length, layer):
     from . import attention
 
     heads = qkv.shape[-1] // k.shape[-1] - 2 * k.shape[2]
-    config = attention.heuristic(target.current().core_count, heads, k)
+    config = attention_settings.heuristic(target.current().core_count, heads, k)
     return attention.step(qkv, rope, k, v, k_scale, v_scale, start, length, layer, config)

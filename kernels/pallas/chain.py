@@ -39,8 +39,9 @@ _EPS = 1e-5
 # Of a block on Hopper, less what barriers take.
 _SHARED_BYTES = 232448 - 1024
 MIN_STAGES = 4
-# The end of a row of tiles takes about as long as to fetch so many bytes of weights: 150 cycles.
-_END_BYTES = 2400
+# Fetching so many bytes of weights takes as long as the end of a row of tiles: 100 cycles, and
+# atomic additions of 128 sums a row of activations, of which an H200 does 300 a ns.
+_END_BYTES, _ADD_BYTES = 1500, 1700
 # Adding and subtracting it rounds |x| < 2^22 to an integer, half to even.
 _ROUND = 1.5 * 2.0**23
 
@@ -117,10 +118,12 @@ def parts(shape: tuple[int, int], rows: int, blocks: int) -> int:
     """
     along_n, along_k = tiles.grid(shape)
     share = along_n * along_k / blocks
+    room = _SHARED_BYTES - MIN_STAGES * tiles.TILE_BYTES
 
     def cost(count):
         held = along_k // count
-        return held * padded_rows(rows) * tiles.TILE_K + (share / held + 1) * _END_BYTES
+        read = held * padded_rows(rows) * tiles.TILE_K
+        return read > room, read + (share / held + 1) * (_END_BYTES + _ADD_BYTES * rows)
 
     return min((p for p in range(1, along_k + 1) if not (along_k % p or blocks % p)), key=cost)
 
@@ -194,14 +197,15 @@ def _layout(lanes: int, each: int):
 def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumers):
     if interpret and blocks != 1:
         raise ValueError(f"the interpreter has no barrier of a grid: expected 1 block, {blocks}")
-    stages = min(stages, _stages(links, rows, blocks)) // consumers * consumers
+    pairs = decode.teams(consumers)
+    stages = min(stages, _stages(links, rows, blocks)) // pairs * pairs
     workers, padded = blocks * consumers, padded_rows(rows)
     single, fours = _layout(_LANES, 1), _layout(_LANES, 4)
     grids = [tiles.grid(link.shape) for link in links]
     counts = [parts(link.shape, rows, blocks) for link in links]
     held = [along_k // count for (_, along_k), count in zip(grids, counts, strict=True)]
-    # Where both groups of a block would add at once, the interpreter has a sum for each.
-    copies = consumers if interpret else 1
+    # Where pairs of a block would add at once, the interpreter has a sum for each.
+    copies = pairs if interpret else 1
 
     def read(ref, layout=single):
         return ref[...] if interpret else plgpu.load(ref, layout=layout, optimized=False)
@@ -240,7 +244,6 @@ def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumer
         stream_out = next(refs)
         sums, values, squares, peaks, offsets = ([next(refs) for _ in links] for _ in range(5))
         tile_smem, x_smem, full, free, quantized = (next(refs) for _ in range(5))
-        own = next(refs) if interpret else None
         come = next(refs) if interpret else pl.get_global(plgpu.SemaphoreType.REGULAR)
         block, group = lax.axis_index("block"), lax.axis_index("group")
         worker = block * consumers + group
@@ -431,40 +434,33 @@ def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumer
                 stream_out[:, pl.ds(mine_first, mine.width)] = stream
 
         def multiply(i, base):
-            """This group's tiles of link i; how many tiles the block has had then."""
+            """This group's part of link i; how many tiles the block has had then."""
             _, start, stop = share(i)
-            own_smem = own.at[group] if interpret else None
+            team, half = lax.div(group, 2), lax.rem(group, 2)
 
             def turn(unit):
-                """How many of this group's turns are before the unit, of all links."""
-                return lax.div(base + unit - start - group + consumers - 1, consumers)
+                """How many of this team's turns are before the unit, of all links."""
+                return lax.div(base + unit - start - team + pairs - 1, pairs)
 
             @pl.loop(lax.div(start, held[i]), lax.div(stop - 1, held[i]) + 1)
             def _(n):
                 first, last = jnp.maximum(start, n * held[i]), jnp.minimum(stop, (n + 1) * held[i])
 
-                def row_of_tiles(*accumulators):
-                    accumulators = accumulators[:4], accumulators[4:]
+                def one(j, accumulators):
+                    count = j * pairs + team
+                    slot = lax.rem(count, stages)
+                    x = x_smem.at[count - base + start - n * held[i]]
+                    plgpu.barrier_wait(full.at[slot])
+                    found = decode.multiply(accumulators, tile_smem.at[slot], half, x, interpret)
+                    plgpu.barrier_arrive(free.at[slot])
+                    return found
 
-                    @pl.loop(turn(first), turn(last))
-                    def _(j):
-                        count = j * consumers + group
-                        slot = lax.rem(count, stages)
-                        x = x_smem.at[count - base + start - n * held[i]]
-                        plgpu.barrier_wait(full.at[slot])
-                        decode.multiply(accumulators, tile_smem.at[slot], x, own_smem, interpret)
-                        plgpu.barrier_arrive(free.at[slot])
-
-                    for half in (0, 1):
-                        total = sum(acc[...] >> (2 * p) for p, acc in enumerate(accumulators[half]))
-                        cols = pl.ds(n * tiles.ROWS + half * tiles.HALF, tiles.HALF)
-                        if interpret:
-                            sums[i][group, :, cols] += total.T
-                        else:
-                            _add(sums[i].at[0, :, cols], total, rows)
-
-                accumulator = plgpu.ACC((tiles.HALF, padded), jnp.int32)
-                pl.run_scoped(row_of_tiles, *(accumulator,) * 8)
+                accumulators = lax.fori_loop(
+                    turn(first), turn(last), one, decode.zeros(padded, interpret)
+                )
+                column = n * tiles.ROWS + half * tiles.HALF
+                out_sums = sums[i].at[team if interpret else 0]
+                decode.add(out_sums, column, accumulators, rows, interpret)
 
             return base + stop - start
 
@@ -491,16 +487,14 @@ def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumer
         *statistic,
         *(shape((padded, wide), jnp.int32) for _ in links),
     ]
-    swizzled = (plgpu.TilingTransform((8, 128)), plgpu.SwizzleTransform(128))
     scratch = [
         plgpu.SMEM((stages, *decode.TILE), jnp.uint8),
-        plgpu.SMEM((max(held), padded, tiles.TILE_K), jnp.int8, transforms=swizzled),
+        plgpu.SMEM((max(held), padded, tiles.TILE_K), jnp.int8, transforms=decode.SWIZZLED),
         plgpu.Barrier(num_barriers=stages),
-        plgpu.Barrier(num_barriers=stages),
+        plgpu.Barrier(num_arrivals=2, num_barriers=stages),
         plgpu.Barrier(num_arrivals=consumers, num_barriers=len(links)),
     ]
     if interpret:
-        scratch.append(plgpu.SMEM((consumers, *decode.OPERAND), jnp.int8))
         scratch.append(plgpu.Barrier(num_arrivals=consumers, num_barriers=2 * len(links)))
     body.__name__ = "ternax_chain"
     return plgpu.kernel(
@@ -514,32 +508,3 @@ def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumer
         interpret=plgpu.InterpretGPUParams() if interpret else None,
         compiler_params=plgpu.CompilerParams(reduction_scratch_bytes=0),
     )
-
-
-def _add(out, total, rows):
-    """Atomic additions to out [padded, 64] of the real rows of total [64, columns]."""
-
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.Layout.WGMMA))
-    def add(_, out, total):
-        from jax.experimental.mosaic.gpu import utils
-        from jaxlib.mlir import ir
-        from jaxlib.mlir.dialects import arith, vector
-
-        index = ir.IndexType.get()
-        registers = total.registers.flat
-        for at, register in zip(total.layout.thread_idxs(total.shape), registers, strict=True):
-            n, row = at
-            for lane in range(ir.VectorType(register.type).shape[0]):
-                value = vector.extract(register, [], ir.DenseI64ArrayAttr.get([lane]))
-                r = arith.addi(row, utils.c(lane, index))
-                real = arith.cmpi(arith.CmpIPredicate.ult, r, utils.c(rows, index))
-                pointer = utils.memref_ptr(utils.memref_slice(out, (r, n)))
-                utils.inline_ptx(
-                    "red.relaxed.gpu.global.add.s32 [$0], $1;",
-                    pointer,
-                    value,
-                    predicate=real,
-                    has_side_effects=True,
-                )
-
-    add(out, total)

@@ -6,13 +6,13 @@ matrices occupy the whole GPU too:
     tiles along K ->     block 0 | 0 0 0 0 0 1 1 1 |      a block's share may begin and end
     tiles along N        block 1 | 1 1 2 2 2 2 2 3 |      anywhere in a row of tiles
 
-One warpgroup of a block fetches tiles and their activations by TMA, `stages` ahead. The
-others take tiles in turn: load, mask one bit position of all codes, multiply it by int8 wgmma
-where it stands, into one accumulator a position. A row of tiles ends with the shifts that
-undo the positions and int32 atomic additions, whose order does not change a sum.
+One warpgroup of a block fetches tiles and their activations by TMA, `stages` ahead. Two
+multiply, each its half of every tile: load, mask one bit position of all codes, multiply it by
+int8 wgmma where it stands, into one accumulator a position. A row of tiles ends with the shifts
+that undo the positions and int32 atomic additions, whose order does not change a sum.
 
-A group multiplies both halves of a tile by the same activations, one after the other, so that
-addresses of shared memory are made once for two instructions of wgmma.
+An instruction of wgmma on 8 columns takes 13 cycles of an H200's tensor cores, but 65 until the
+next one can add to its accumulator: the four positions take turns, column by column.
 """
 
 from collections.abc import Mapping
@@ -30,12 +30,14 @@ from . import tiles
 # and operands need more registers than there are, and ptxas lets one wgmma wait for another.
 MAX_ROWS = 16
 # A quarter of half a tile, as one load of a warpgroup: 16 bytes a thread.
-PART = (8, 256)
-_PARTS = 4
+_PART, _PARTS = (8, 256), 4
 _POSITIONS = 4
-OPERAND = (tiles.HALF, tiles.SLICE)
 # A tile as TMA brings it.
-TILE = (2 * _PARTS * PART[0], PART[1])
+TILE = (2 * _PARTS * _PART[0], _PART[1])
+# A tile's activations lie in shared memory as wgmma reads them: 8 rows of 128 bytes, swizzled.
+SWIZZLED = (plgpu.TilingTransform((8, tiles.SLICE)), plgpu.SwizzleTransform(tiles.SLICE))
+# Accumulators in registers, of one number each: pairs would cost wgmma waits.
+_SUMS = plgpu.Layout._WGMMA_ACC_32BIT
 # Registers of a thread that fetches; those that multiply share the rest.
 FETCH_REGISTERS, _REGISTERS, _WARPGROUP = 40, 65536, 128
 
@@ -55,7 +57,7 @@ def heuristic(blocks: int) -> dict[str, int]:
     """Settings on a GPU of `blocks` processors.
 
     Eight stages hold 128 KiB of weights in flight on each processor, four times what 4.8 TB/s
-    need at a latency of 1 us. Of two groups one loads and masks while the other multiplies.
+    need at a latency of 1 us.
     """
     return {"blocks": blocks, "stages": 8, "consumers": 2}
 
@@ -76,7 +78,7 @@ def accumulate(
       shape: (K, N).
       layer: int32 [].
       config: {"blocks": thread blocks, "stages": tiles in flight in each, "consumers":
-        warpgroups that multiply}; stages must be a multiple of consumers.
+        warpgroups that multiply: 2, each a half of every tile, or 4, of every other tile}.
       interpret: run on the CPU, by Pallas' interpreter of Mosaic GPU. It has neither inline
         instructions nor atomics; each has a twin in jnp here.
 
@@ -84,19 +86,27 @@ def accumulate(
       int32 [R, P, N].
     """
     planes, (along_n, _) = data.shape[1], tiles.grid(shape)
-    ordered = tiles.padded(x)
-    sums = jnp.pad(tiles.offsets(x), (0, ordered.shape[0] - x.shape[0]))
-    start = jnp.broadcast_to(sums, (planes * along_n * tiles.ROWS, sums.size))
-    if interpret:
-        start = jnp.pad(start, ((0, (config["consumers"] - 1) * start.shape[0]), (0, 0)))
-    out = jax.new_ref(start)
-    add(ordered, data, shape, layer, config, out, interpret)
-    y = jax.freeze(out).reshape(-1, planes, along_n * tiles.ROWS, sums.size).sum(0)
-    return jnp.moveaxis(y[:, : shape[1], : x.shape[0]], 2, 0)
+    wide = tiles.padded(x)
+    copies = teams(config["consumers"]) if interpret else 1
+    lacks = jnp.zeros((copies, x.shape[0]), jnp.int32).at[0].set(tiles.offsets(x))
+    out = jax.new_ref(
+        jnp.broadcast_to(lacks[..., None], (*lacks.shape, planes * along_n * tiles.ROWS))
+    )
+    add_product(wide, x.shape[0], data, shape, layer, config, out, interpret)
+    y = jax.freeze(out).sum(0) if interpret else jax.freeze(out)
+    return y.reshape(x.shape[0], planes, -1)[..., : shape[1]]
 
 
-def add(
+def teams(consumers: int) -> int:
+    """Pairs of warpgroups that multiply; a pair shares a tile."""
+    if consumers not in (2, 4):
+        raise ValueError(f"consumers must be 2 or 4, found {consumers}")
+    return consumers // 2
+
+
+def add_product(
     x: jax.Array,
+    rows: int,
     data: jax.Array,
     shape: tuple[int, int],
     layer: jax.Array,
@@ -106,20 +116,21 @@ def add(
 ) -> None:
     """The kernel alone: adds the product of codes, as tiles hold them, to `out`.
 
-    Args as for `accumulate`, but for x, `tiles.padded` already, and
-      out: a Ref of int32 [P * tiles.ROWS * tiles along N, padded R].
+    Args as for `accumulate`, but for x, `tiles.padded` already, of which `rows` are real, and
+      out: a Ref of int32 [1, R, P * tiles.ROWS * tiles along N]; interpreted, one a pair.
     """
     layers, planes = data.shape[:2]
     along_n, along_k = tiles.grid(shape)
     units = planes * along_n * along_k
-    kernel = _kernel(units, along_k, x.shape[0], interpret, **config)
+    kernel = _kernel(units, along_k, rows, interpret, **config)
     kernel(jnp.reshape(layer, 1), data.reshape(layers * units, *TILE), x, out)
 
 
 def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):
-    """(layer [1], tiles [L * units, 64, 256], x [rows, K], out [N, rows]) -> None, adds to out."""
-    if stages % consumers:
-        raise ValueError(f"stages must be a multiple of consumers, found {stages}, {consumers}")
+    """(layer [1], tiles [L * units, 64, 256], x [rows, K], out [1, rows, N]): adds to out."""
+    pairs = teams(consumers)
+    if stages % pairs:
+        raise ValueError(f"stages must be a multiple of pairs of consumers, found {stages}")
     blocks = min(blocks, units)
 
     def fetch(start, stop, layer, data, x, data_smem, x_smem, full, free):
@@ -140,18 +151,7 @@ def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):
                 plgpu.copy_gmem_to_smem(data.at[tile], data_smem.at[slot], full.at[slot])
                 plgpu.copy_gmem_to_smem(x.at[:, columns], x_smem.at[slot], full.at[slot])
 
-    def store(accumulators, n, group, out):
-        """Adds a row of tiles to the output: its sum, or what this group has of it."""
-        for half in (0, 1):
-            total = sum(acc[...] >> (2 * p) for p, acc in enumerate(accumulators[half]))
-            row = n * tiles.ROWS + half * tiles.HALF
-            if interpret:  # an output for each group, or they would race
-                at = out.at[pl.ds(group * (units // along_k * tiles.ROWS) + row, tiles.HALF)]
-                at[...] += total
-            else:
-                plgpu.atomic_add(out.at[pl.ds(row, tiles.HALF)], total)
-
-    def body(layer, data, x, out, data_smem, x_smem, full, free, *operand_smem):
+    def body(layer, data, x, out, data_smem, x_smem, full, free):
         block, group = lax.axis_index("block"), lax.axis_index("group")
         start, stop = block * units // blocks, (block + 1) * units // blocks
 
@@ -163,36 +163,38 @@ def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):
         @pl.when(group < consumers)
         def _():
             plgpu.set_max_registers(multiply_registers(consumers), action="increase")
-            own_smem = operand_smem[0].at[group] if interpret else None
+            team, half = lax.div(group, 2), lax.rem(group, 2)
 
             def turn(unit):
-                """How many of this group's turns, tiles group, + consumers, ..., are before it."""
-                return lax.div(unit - start - group + consumers - 1, consumers)
+                """How many of this team's turns, tiles team, + pairs, ..., are before it."""
+                return lax.div(unit - start - team + pairs - 1, pairs)
 
             @pl.loop(lax.div(start, along_k), lax.div(stop - 1, along_k) + 1)
             def _(n):
                 first = jnp.maximum(start, n * along_k)
                 last = jnp.minimum(stop, (n + 1) * along_k)
 
-                def row_of_tiles(*accumulators):
-                    accumulators = accumulators[:_POSITIONS], accumulators[_POSITIONS:]
+                def one(i, accumulators):
+                    slot = lax.rem(i * pairs + team, stages)
+                    plgpu.barrier_wait(full.at[slot])
+                    found = multiply(
+                        accumulators, data_smem.at[slot], half, x_smem.at[slot], interpret
+                    )
+                    plgpu.barrier_arrive(free.at[slot])
+                    return found
 
-                    @pl.loop(turn(first), turn(last))
-                    def _(i):
-                        slot = lax.rem(i * consumers + group, stages)
-                        plgpu.barrier_wait(full.at[slot])
-                        x_tile = x_smem.at[slot]
-                        multiply(accumulators, data_smem.at[slot], x_tile, own_smem, interpret)
-                        plgpu.barrier_arrive(free.at[slot])
+                accumulators = lax.fori_loop(
+                    turn(first), turn(last), one, zeros(x_smem.shape[1], interpret)
+                )
+                column = n * tiles.ROWS + half * tiles.HALF
+                add(out.at[team if interpret else 0], column, accumulators, rows, interpret)
 
-                    store(accumulators, n, group, out)
-
-                accumulator = plgpu.ACC((tiles.HALF, rows), jnp.int32)
-                pl.run_scoped(row_of_tiles, *(accumulator,) * (2 * _POSITIONS))
-
-    scratch = ring(stages, rows)
-    if interpret:
-        scratch.append(plgpu.SMEM((consumers, *OPERAND), jnp.int8))
+    scratch = [
+        plgpu.SMEM((stages, *TILE), jnp.uint8),
+        plgpu.SMEM((stages, -(-rows // 8) * 8, tiles.TILE_K), jnp.int8, transforms=SWIZZLED),
+        plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+    ]
     body.__name__ = "ternax_decode"
     return plgpu.kernel(
         body,
@@ -205,74 +207,143 @@ def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):
     )
 
 
-def ring(stages: int, rows: int) -> list:
-    """Shared memory for `stages` tiles and their activations, int8 [rows, 512], and barriers:
-    a slot is full when both have come, and free when a group has multiplied them."""
-    transforms = (plgpu.TilingTransform((8, 128)), plgpu.SwizzleTransform(128))
-    return [
-        plgpu.SMEM((stages, *TILE), jnp.uint8),
-        plgpu.SMEM((stages, rows, tiles.TILE_K), jnp.int8, transforms=transforms),
-        plgpu.Barrier(num_arrivals=2, num_barriers=stages),
-        plgpu.Barrier(num_barriers=stages),
-    ]
+def zeros(rows: int, interpret: bool) -> tuple[jax.Array, ...]:
+    """Accumulators int32 [64, rows] of half a tile's outputs, one for each bit position."""
+    zero = jnp.zeros((tiles.HALF, rows), jnp.int32)
+    return (zero if interpret else plgpu.layout_cast(zero, _SUMS),) * _POSITIONS
 
 
-def multiply(accumulators, data, x, operand_smem, interpret):
-    """Adds one tile's product, each bit position to its own accumulator, four for each half.
+def multiply(accumulators, data, half, x, interpret: bool) -> tuple[jax.Array, ...]:
+    """Accumulators with the product of half a tile added, each bit position to its own.
 
-    data: the tile, x: its activations int8 [rows, 512], both in shared memory.
+    data: the tile, x: its activations int8 [rows, 512], both in shared memory; half: 0 or 1.
     """
-    halves = [_operand(data, half, interpret) for half in (0, 1)]
-    for p in range(_POSITIONS):
-        digits = x.at[:, pl.ds(tiles.SLICE * p, tiles.SLICE)].transpose((1, 0))
-        mask = jnp.int8(np.uint8(3 << (2 * p)).view(np.int8))
-        for half in (0, 1):
-            codes = halves[half] & mask
-            if interpret:  # its wgmma reads shared memory alone
-                operand_smem[...] = codes
-                codes = operand_smem
-            plgpu.wgmma(accumulators[half][p], codes, digits)
-    plgpu.wgmma_wait(0)
-
-
-def _operand(data, half, interpret):
-    """int8 [64, 128] for wgmma, four codes a byte, of one half of a tile in shared memory."""
-    at = [pl.ds((half * _PARTS + part) * PART[0], PART[0]) for part in range(_PARTS)]
+    at = [pl.ds((half * _PARTS + part) * _PART[0], _PART[0]) for part in range(_PARTS)]
     if not interpret:
-        layout = plgpu.Layout.WG_STRIDED(PART, vec_size=16)
-        return _as_operand(layout, *(plgpu.load(data.at[rows], layout=layout) for rows in at))
+        layout = plgpu.Layout.WG_STRIDED(_PART, vec_size=16)
+        parts = [plgpu.load(data.at[rows], layout=layout) for rows in at]
+        return tuple(_multiply(layout, parts, x, accumulators))
     bytes_ = jnp.stack([data[rows] for rows in at]).reshape(2, 2, 4, 8, 4, 4, 4)  # c h w g q i b
-    return lax.bitcast_convert_type(
-        bytes_.transpose(2, 1, 3, 0, 5, 4, 6).reshape(OPERAND), jnp.int8
-    )
+    codes = bytes_.transpose(2, 1, 3, 0, 5, 4, 6).reshape(tiles.HALF, tiles.SLICE)
+    found = []
+    for p, accumulator in enumerate(accumulators):
+        masked = codes & jnp.uint8(3 << (2 * p))
+        digits = x[:, pl.ds(tiles.SLICE * p, tiles.SLICE)].astype(jnp.int32)
+        in_place = lax.bitcast_convert_type(masked, jnp.int8).astype(jnp.int32)
+        found.append(accumulator + in_place @ digits.T)
+    return tuple(found)
 
 
-def _as_operand(part_layout, *parts):
-    """Renames registers: 16 words of a thread as one of wgmma's operands. No instruction."""
-    from jax.experimental.mosaic.gpu import fragmented_array
-    from jaxlib.mlir import ir
-    from jaxlib.mlir.dialects import vector
+def _multiply(layout, parts, x, accumulators):
+    """The same as instructions: 64 masks, then 16 of wgmma, positions in turn."""
+    rows = accumulators[0].shape[1]
+    sums = plgpu.ShapeDtypeStruct((tiles.HALF, rows), jnp.int32, layout=_SUMS)
+    of = (layout,) * _PARTS, plgpu.RefType(SWIZZLED), (_SUMS,) * _POSITIONS
 
-    @plgpu.inline_mgpu(
-        arg_types=(part_layout,) * _PARTS,
-        return_type=plgpu.ShapeDtypeStruct(OPERAND, jnp.int8, layout=plgpu.Layout.WGMMA_8BIT),
-    )
-    def rename(_, *parts):
-        byte, word = ir.IntegerType.get_signless(8), ir.IntegerType.get_signless(32)
-        registers = np.empty((2, 4, 2), object)  # c, i, h
+    @plgpu.inline_mgpu(arg_types=of, return_type=(sums,) * _POSITIONS)
+    def emit(_, parts, x, accumulators):
+        from jax.experimental.mosaic.gpu import fragmented_array, mma_utils
+        from jaxlib.mlir import ir
+        from jaxlib.mlir.dialects import arith, llvm, nvvm, vector
+
+        word, long = ir.IntegerType.get_signless(32), ir.IntegerType.get_signless(64)
+
+        def constant(kind, value):
+            return arith.constant(kind, ir.IntegerAttr.get(kind, value))
+
+        # parts are (c, h), their words i: register (c, i, h) of wgmma's operand, see `tiles`.
+        words = np.empty((2, 4, 2), object)
         for index, part in enumerate(parts):
-            c, h = divmod(index, 2)
-            words = vector.bitcast(ir.VectorType.get((4,), word), *part.registers.flat)
+            [register] = part.registers.flat
+            loaded = vector.bitcast(ir.VectorType.get((4,), word), register)
             for i in range(4):
-                one = vector.extract_strided_slice(
-                    ir.VectorType.get((1,), word), words, offsets=[i], sizes=[1], strides=[1]
+                at = ir.DenseI64ArrayAttr.get([i])
+                words[index // 2, i, index % 2] = vector.extract(loaded, [], at)
+        masked = []
+        for p in range(_POSITIONS):
+            mask = constant(word, int(np.uint32(0x03030303 << (2 * p)).view(np.int32)))
+            masked.append([arith.andi(each, mask) for each in words.flat])
+        # What is written before the fence, wgmma may read after it.
+        kept = llvm.inline_asm(
+            llvm.StructType.get_literal([word] * 64),
+            [each for of_position in masked for each in of_position],
+            "",
+            ",".join(["=r"] * 64 + [str(i) for i in range(64)]),
+            has_side_effects=True,
+        )
+        operands = [llvm.extractvalue(word, kept, [i]) for i in range(64)]
+        nvvm.wgmma_fence_aligned()
+        # Rows of eight lie 1 KiB apart where there are no more, else behind the four slices.
+        apart = 1024 if rows == 8 else 1024 * _POSITIONS
+        descriptor = mma_utils.encode_descriptor(x, 0, apart, tiles.SLICE)
+        found = [list(each.registers.flat) for each in accumulators]
+        for step in range(4):  # 32 columns of a slice
+            for p in range(_POSITIONS):
+                offset = (1024 * p + 32 * step) >> 4
+                moved = llvm.add(
+                    descriptor,
+                    constant(long, offset),
+                    overflow_flags=llvm.IntegerOverflowFlags.none,
                 )
-                registers[c, i, h] = vector.bitcast(ir.VectorType.get((4,), byte), one)
-        layout = fragmented_array.WGMMA_LAYOUT_8BIT
-        return fragmented_array.FragmentedArray(
-            _registers=registers.reshape(layout.registers_shape(OPERAND)),
-            _layout=layout,
-            _is_signed=True,
+                first = 16 * p + 4 * step
+                found[p] = _wgmma(found[p], operands[first : first + 4], moved, rows)
+        nvvm.wgmma_commit_group_sync_aligned()
+        nvvm.wgmma_wait_group_sync_aligned(0)
+        return tuple(
+            fragmented_array.FragmentedArray(
+                _registers=np.array(registers, object).reshape(each.registers.shape),
+                _layout=each.layout,
+                _is_signed=True,
+            )
+            for registers, each in zip(found, accumulators, strict=True)
         )
 
-    return rename(*parts)
+    return emit(tuple(parts), x, tuple(accumulators))
+
+
+def _wgmma(sums, operand, descriptor, columns):
+    """One instruction: sums + operand [64, 32] times the descriptor's [32, columns], int8."""
+    from jaxlib.mlir.dialects import llvm
+
+    count = len(sums)
+    regs = [f"${i}" for i in range(count)]
+    a = [f"${2 * count + i}" for i in range(4)]
+    result = llvm.inline_asm(
+        llvm.StructType.get_literal([sums[0].type] * count),
+        [*sums, *operand, descriptor],
+        f"wgmma.mma_async.sync.aligned.m64n{columns}k32.s32.s8.s8 "
+        f"{{{', '.join(regs)}}}, {{{', '.join(a)}}}, ${2 * count + 4}, 1;",
+        ",".join(["=r"] * count + [str(i) for i in range(count)] + ["r"] * 4 + ["l"]),
+        has_side_effects=True,
+    )
+    return [llvm.extractvalue(sums[0].type, result, [i]) for i in range(count)]
+
+
+def add(out, column, accumulators, rows: int, interpret: bool) -> None:
+    """Adds accumulators to out int32 [at least rows, N], the real rows' 64 columns from here on."""
+    total = sum(each >> (2 * p) for p, each in enumerate(accumulators))
+    columns = pl.ds(column, tiles.HALF)
+    if interpret:
+        out[pl.ds(0, rows), columns] += total.T[:rows]
+        return
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), _SUMS))
+    def emit(_, out, total):
+        from jax.experimental.mosaic.gpu import utils
+        from jaxlib.mlir import ir
+        from jaxlib.mlir.dialects import arith, vector
+
+        index = ir.IndexType.get()
+        registers = total.registers.flat
+        for at, register in zip(total.layout.thread_idxs(total.shape), registers, strict=True):
+            n, row = at
+            real = arith.cmpi(arith.CmpIPredicate.ult, row, utils.c(rows, index))
+            utils.inline_ptx(
+                "red.relaxed.gpu.global.add.s32 [$0], $1;",
+                utils.memref_ptr(utils.memref_slice(out, (row, n))),
+                vector.extract(register, [], ir.DenseI64ArrayAttr.get([0])),
+                predicate=real,
+                has_side_effects=True,
+            )
+
+    emit(out.at[:, columns], total)

@@ -164,13 +164,13 @@ class Head(Contender):
 
 def kernel_alone(w: Packed, x: jax.Array, config: Mapping[str, int], repeats: int) -> ring.Program:
     """The decode kernel on each layer of a ring in tiles. x: int8 [R, K], R <= MAX_ROWS."""
-    padded, (along_n, _) = tiles.padded(x), tiles.grid(w.shape)
-    out = jnp.zeros((w.num_planes * along_n * tiles.ROWS, padded.shape[0]), jnp.int32)
+    (rows, _), (along_n, _) = x.shape, tiles.grid(w.shape)
+    out = jnp.zeros((1, rows, w.num_planes * along_n * tiles.ROWS), jnp.int32)
 
     def add(x, data, layer, out):
-        decode.add(x, data, w.shape, layer, config, out)
+        decode.add_product(x, rows, data, w.shape, layer, config, out)
 
-    return ring.additions(add, padded, out, w.data, w.data.shape[0], repeats)
+    return ring.additions(add, tiles.padded(x), out, w.data, w.data.shape[0], repeats)
 
 
 class Dot(Contender):

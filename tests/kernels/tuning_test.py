@@ -100,6 +100,6 @@ def test_settings_worth_trying_fit_the_processor():
         found = tuning.space(132, rows)
         assert decode.heuristic(132) in found
         for config in found:
-            assert config["stages"] % config["consumers"] == 0
+            assert config["stages"] % decode.teams(config["consumers"]) == 0
             assert config["stages"] * (tiles.TILE_BYTES + rows * tiles.TILE_K) <= 227 << 10
         assert len({tuple(config.items()) for config in found}) == len(found) >= 6

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from ternax.kernels import target
 from ternax.kernels.attention import step_attention
@@ -22,7 +23,7 @@ from ternax.kernels.pallas import backend
 if jax.__version_info__ < backend.MIN_JAX:
     pytest.skip("this jax has no interpreter of Mosaic GPU", allow_module_level=True)
 
-from ternax.kernels.pallas import attention, attention_self_test
+from ternax.kernels.pallas import attention, attention_self_test, attention_settings
 
 TOLERANCE = 4e-6
 H200 = target.Target("gpu", "NVIDIA H200", "9.0", 132, present=False)
@@ -92,6 +93,20 @@ def test_it_is_what_xla_makes_of_it(shape, start, length, dtype, splits, tile, s
     )
 
 
+@pytest.mark.parametrize("fenced", [True, False])
+def test_nothing_is_written_while_it_is_read(fenced, monkeypatch, capfd):
+    """By the interpreter's race detector, which does see a fence that is left out."""
+    races = functools.partial(plgpu.InterpretGPUParams, detect_races=True)
+    monkeypatch.setattr(plgpu, "InterpretGPUParams", races)
+    if not fenced:
+        monkeypatch.setattr(plgpu, "commit_smem", lambda: None)
+    call = arguments(1, 4, 1, 64, 256, [0], 200, jnp.int8)
+    jax.block_until_ready(
+        attention.step(*call, {"splits": 2, "tile": 64, "stages": 1}, interpret=True)
+    )
+    assert ("RACE DETECTED" in capfd.readouterr().out) == (not fenced)
+
+
 def test_a_row_without_slots_is_zero():
     call = arguments(2, 2, 2, 64, 64, [7, 8], 7, jnp.uint16)
     found = np.asarray(interpreted((("splits", 2), ("tile", 64), ("stages", 2)), *call)[0])
@@ -139,18 +154,20 @@ def test_one_token_takes_it_in_two_launches():
 )
 def test_what_it_cannot_do_goes_to_xla(shape, more, reason):
     call = arguments(*shape, [0], 9, jnp.uint16, **more)
-    assert attention.why_not(call[0], call[2]) == reason
+    assert attention_settings.why_not(call[0], call[2]) == reason
     assert "ternax_attend" not in traced(call)
 
 
 def test_it_names_a_cache_it_does_not_read():
     qkv, _, k, *_ = arguments(1, 2, 1, 64, 64, [0], 9, jnp.uint16)
-    assert attention.why_not(qkv, k.astype(np.float32)) == (
+    assert attention_settings.why_not(qkv, k.astype(np.float32)) == (
         "it reads a cache of bf16 or int8, found float32"
     )
     huge = jax.ShapeDtypeStruct((128, 256, 64, 1024, 64), jnp.int8)
     qkv = jax.ShapeDtypeStruct((256, 1, 3 * 64 * 64), jnp.float32)
-    assert attention.why_not(qkv, huge).startswith("it counts slots of all layers and heads in 31")
+    assert attention_settings.why_not(qkv, huge).startswith(
+        "it counts slots of all layers and heads in 31"
+    )
 
 
 HERE = dataclasses.replace(H200, present=True)
@@ -169,14 +186,12 @@ def test_a_failed_self_test_is_said_aloud(monkeypatch):
     ]
 
 
-def test_self_tests_run_while_a_program_is_traced(monkeypatch):
+def test_the_self_test_runs_while_a_program_is_traced(monkeypatch):
     """The first use is within somebody's jit, scan and shard_map: the kernels run all the same."""
-    test, run = attention_self_test.self_test, backend.run
+    test = functools.partial(attention_self_test.self_test, interpret=True)
     monkeypatch.setattr(attention_self_test, "CASES", attention_self_test.CASES[1:2])
-    monkeypatch.setattr(attention_self_test, "self_test", lambda: test(interpret=True))
-    monkeypatch.setattr(backend, "run", lambda *a: run(*a, interpret=True))
-    small = {"blocks": 2, "stages": 2, "consumers": 1}
-    monkeypatch.setattr(backend, "heuristic", lambda x, w: small)
+    monkeypatch.setattr(attention_self_test, "self_test", test)
+    monkeypatch.setattr(backend, "_unusable", lambda format: None)
     call = arguments(1, 2, 1, 64, 64, [0], 9, jnp.uint16)
 
     def layers(qkv, rope, k, v, *place):
@@ -186,10 +201,8 @@ def test_self_tests_run_while_a_program_is_traced(monkeypatch):
 
         return lax.scan(layer, [k, v], jnp.arange(3))
 
-    for each in (backend._unusable, backend._unusable_attention):
-        each.cache_clear()
+    backend._unusable_attention.cache_clear()
     with target.compiling_for(HERE), warnings.catch_warnings():
         warnings.simplefilter("error")
         text = str(jax.make_jaxpr(layers)(*call[:4], *call[6:8]))
-    assert "ternax_attend" in text
-    assert backend._unusable() is backend._unusable_attention() is None
+    assert "ternax_attend" in text and backend._unusable_attention() is None

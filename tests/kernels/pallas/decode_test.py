@@ -43,10 +43,10 @@ def accumulate(x, data, shape, layer, settings):
     "rows, planes, shape, settings",
     [
         (1, 1, (1, 1), config(4, 2, 2)),  # less than a tile, fewer tiles than blocks
-        (3, 1, (1000, 200), config(3, 2, 1)),  # shares that begin and end within a row of tiles
-        (9, 2, (513, 129), config(5, 4, 2)),  # planes; the last tile of a row is nearly empty
+        (3, 1, (1000, 200), config(3, 2, 2)),  # shares that begin and end within a row of tiles
+        (9, 2, (513, 129), config(5, 4, 4)),  # planes; the last tile of a row is nearly empty
         (16, 1, (1500, 40), config(1, 2, 2)),  # slots used again, the most rows
-        (8, 1, (1500, 100), config(1, 3, 3)),  # an odd number of groups
+        (8, 1, (1500, 100), config(1, 3, 2)),  # an odd number of stages
     ],
 )
 def test_exact(rows, planes, shape, settings):
@@ -82,7 +82,7 @@ def test_scaled_products_are_the_references(planes, zero):
     w = tiled(values, rng.uniform(0.5, 2, leaf), rng.normal(size=leaf) if zero else None)
     digits = jnp.asarray(rng.integers(-64, 64, (3, rows, shape[0])).astype(np.int8))
     x_scale = jnp.asarray(rng.uniform(0.01, 1, (rows, 1)).astype(np.float32))
-    found = backend.run(digits, x_scale, w, jnp.int32(1), config(2, 1, 1), interpret=True)
+    found = backend.run(digits, x_scale, w, jnp.int32(1), config(2, 2, 2), interpret=True)
     whole = {"block_rows": shape[1]}
     expected = reference.run(digits, x_scale, tiles.canonical(w), jnp.int32(1), whole)
     if zero:
@@ -92,9 +92,14 @@ def test_scaled_products_are_the_references(planes, zero):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_stages_must_be_shared_evenly():
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (config(1, 3, 4), "stages must be a multiple of pairs of consumers, found 3"),
+        (config(1, 4, 3), "consumers must be 2 or 4, found 3"),
+    ],
+)
+def test_settings_that_cannot_be(settings, said):
     w = tiled(np.zeros((1, 1, 16, 1), np.int8))
-    with pytest.raises(ValueError, match="stages must be a multiple of consumers, found 3, 2"):
-        decode.accumulate(
-            jnp.zeros((1, 16), jnp.int8), w.data, w.shape, jnp.int32(0), config(1, 3, 2)
-        )
+    with pytest.raises(ValueError, match=said):
+        decode.accumulate(jnp.zeros((1, 16), jnp.int8), w.data, w.shape, jnp.int32(0), settings)
