@@ -29,7 +29,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from . import sass, target
-from .packing import FORMATS
+from .packing import CANONICAL, FORMATS, Packed
 from .pallas import backend, tiles
 from .shapes import SHAPES, products
 
@@ -77,6 +77,8 @@ DEVICES = {
     "h100": _device("NVIDIA H100 80GB HBM3", _H100),
 }
 
+# Of one pass of the head kernel.
+_MAX_HEAD_ROWS = 96
 # Of a stack that is compiled for: enough that a copy of a layer would show.
 _LAYERS = 4
 
@@ -199,11 +201,14 @@ def _run(tool: str, *arguments: str) -> str:
 
 def report(device: str, name: str, k_size: int, n: int, rows: int) -> dict:
     """The record of a shape's kernel on one layer of a stack, for `rows` rows of activations."""
-    kernel = _kernel(name)
-    found = _compiled(device, kernel, k_size, n, -(-rows // 8) * 8)
+    w = _stack(name, k_size, n)
+    with target.compiling_for(DEVICES[device].target):
+        config = backend.heuristic(jax.ShapeDtypeStruct((rows, k_size), jnp.int8), w)
+    whole = config.get("rows", 8)  # kernels pad rows to as many, so that some have the same
+    found = _compiled(device, w, -(-rows // whole) * whole, tuple(config.items()))
     return {
         "kind": "compiled",
-        "kernel": kernel,
+        "kernel": "head" if _is_head(name) else "matrix" if "strip" in config else "decode",
         "device": DEVICES[device].target.kind,
         "shape": name,
         "k": k_size,
@@ -215,31 +220,33 @@ def report(device: str, name: str, k_size: int, n: int, rows: int) -> dict:
     }
 
 
-def _kernel(name: str) -> str:
-    """The kernel of a shape: trits are decoded, a head holds int8."""
-    return "head" if name.endswith(":head") else "decode"
+def _is_head(name: str) -> bool:
+    return name.endswith(":head")
 
 
-def _module(kernel: str):
-    from .pallas import decode, head
+def _stack(name: str, k_size: int, n: int) -> Packed:
+    """Shapes of a stack of weights: tiles of trits, or the canonical int8 of a head."""
+    size, format, layout = tiles.data_shape((k_size, n)), "trit2", tiles.LAYOUT
+    if _is_head(name):
+        size, format, layout = (n, FORMATS["int8"].row_bytes(k_size)), "int8", CANONICAL
 
-    return {"decode": decode, "head": head}[kernel]
+    def make():
+        data, scale = jnp.zeros((_LAYERS, 1, *size), jnp.uint8), jnp.ones((_LAYERS, 1, 1, 1))
+        return Packed(data, scale, None, format, layout, (k_size, n))
+
+    return jax.eval_shape(make)
 
 
 @functools.cache
-def _compiled(device: str, kernel: str, k_size: int, n: int, rows: int) -> dict:
-    """What is compiled for it; rows in eights, as kernels pad them."""
-    shape, module = (k_size, n), _module(kernel)
-    config = module.heuristic(DEVICES[device].target.core_count)
-    canonical = (n, FORMATS["int8"].row_bytes(k_size))
-    data = canonical if kernel == "head" else tiles.data_shape(shape)
-    weights = jax.ShapeDtypeStruct((_LAYERS, 1, *data), jnp.uint8)
+def _compiled(device: str, w: Packed, rows: int, config: tuple[tuple[str, int], ...]) -> dict:
+    """What is compiled for int8 activations with scales, as models multiply them."""
     with dumped_kernels() as folder:
         compiled = compile_for(
             device,
-            lambda x, data, layer: module.accumulate(x, data, shape, layer, config),
-            jax.ShapeDtypeStruct((rows, k_size), jnp.int8),
-            weights,
+            lambda x, x_scale, w, layer: backend.run(x[None], x_scale, w, layer, dict(config)),
+            jax.ShapeDtypeStruct((rows, w.shape[0]), jnp.int8),
+            jax.ShapeDtypeStruct((rows, 1), jnp.float32),
+            w,
             jax.ShapeDtypeStruct((), jnp.int32),
         )
         found = inspect(folder)
@@ -247,9 +254,9 @@ def _compiled(device: str, kernel: str, k_size: int, n: int, rows: int) -> dict:
     if memory is None:
         raise UsageError("the compiler plans no memory: jax and its CUDA plugin do not match")
     return {
-        "config": config,
+        "config": dict(config),
         **found,
-        "layer_bytes": math.prod(weights.shape) // _LAYERS,
+        "layer_bytes": math.prod(w.data.shape) // _LAYERS,
         "temporary_bytes": memory.temp_size_in_bytes,
     }
 
@@ -281,7 +288,7 @@ def main(argv=None) -> int:
     flag(
         "--rows",
         default="1,16",
-        help="rows of activations, to 16, of a head alone 96 [1,16]",
+        help="rows of activations, with heads up to 96 [1,16]",
     )
     try:
         args = parser.parse_args(argv)
@@ -290,9 +297,11 @@ def main(argv=None) -> int:
                 f"--device: expected one of {', '.join(DEVICES)}, found {args.device!r}"
             )
         shapes, rows = find_shapes(args.shapes), args.rows.split(",")
-        most = min(_module(_kernel(name)).MAX_ROWS for name, _, _ in shapes)
+        heads = any(_is_head(name) for name, _, _ in shapes)
+        most = _MAX_HEAD_ROWS if heads else sys.maxsize
         if not all(text.isdecimal() and 1 <= int(text) <= most for text in rows):
-            raise UsageError(f"--rows: expected integers from 1 to {most}, found {args.rows!r}")
+            limit = f"from 1 to {most}, with heads" if heads else "of at least 1"
+            raise UsageError(f"--rows: expected integers {limit}, found {args.rows!r}")
         if reason := why_not():
             raise UsageError(f"cannot compile ahead of time here: {reason}")
         for shape in shapes:

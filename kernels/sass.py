@@ -63,7 +63,9 @@ def resources(ptxas: str) -> dict[str, int]:
 
 
 def main_loop(disassembly: str) -> Loop:
-    """The shortest loop of `nvdisasm -c`'s text that multiplies on tensor cores.
+    """The loop of `nvdisasm -c`'s text in which most instructions multiply on tensor cores.
+
+    Not the shortest: what waits stands behind everything else and goes back into the middle.
 
     Raises:
       ValueError: there is none.
@@ -86,6 +88,5 @@ def main_loop(disassembly: str) -> Loop:
     ]
     if not loops:
         raise ValueError(f"no loop with {_TENSOR} in the disassembly")
-    shortest = min(loops, key=len)
-    counts = collections.Counter(shortest)
+    counts = max(map(collections.Counter, loops), key=lambda loop: loop[_TENSOR] / loop.total())
     return Loop(dict(counts.most_common()), counts[_TENSOR] * _WEIGHTS_A_THREAD)

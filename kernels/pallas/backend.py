@@ -95,50 +95,68 @@ def _aside(test):
 
 
 def self_test(format: str) -> str | None:
-    """Ragged products of several numbers of rows against numpy integers; None, or what differs."""
-    # Rows of one batch and of more than one pass; blocks that go over several tiles of a table.
-    rows, settings = {"trit2": ((1, 11, 40), {}), "int8": ((3, 105), {"blocks": 2})}[format]
+    """Ragged products of several numbers of rows against numpy integers; None, or what differs.
+
+    Scales are powers of two, which are exact.
+    """
+    # Many rows added up, and in wide pieces written at once; blocks that go over several tiles
+    # of a table.
+    split, table = {"split": 1}, {"blocks": 2}
+    whole = {"split": 0, "strip": 2, "rows": 80, "slices": 8}
+    cases: dict[str, list[tuple[int, dict[str, int]]]] = {
+        "trit2": [(1, {}), (11, {}), (40, split), (140, whole)],
+        "int8": [(3, table), (105, table)],
+    }
     random, high = np.random.default_rng(0), FORMATS[format].high
     k_size, n = 1300, 600
     values = random.integers(-high, high + 1, (2, 1, k_size, n)).astype(np.int8)
     data, scale = jnp.asarray(pack_numpy(values, format)), jnp.ones((2, 1, 1, 1))
     w = Packed(data, scale, format=format, shape=(k_size, n))
     w = tiles.repack(w) if format == "trit2" else w
-    for count in rows:
+    for count, settings in cases[format]:
         x = random.integers(-128, 128, (1, count, k_size)).astype(np.int8)
         expected = x[0].astype(np.int64) @ values[1, 0].astype(np.int64)
         config = {**heuristic(x[0], w), **settings}
-        product = jax.jit(lambda x, w, config=config: run(x, None, w, jnp.int32(1), config))
+        product = jax.jit(lambda x, s, w, config=config: run(x, s, w, jnp.int32(1), config))
+        x_scale = 2.0 ** random.integers(-3, 3, (count, 1)).astype(np.float32)
         try:
-            found = product(jnp.asarray(x), w)
+            found = np.asarray(product(jnp.asarray(x), jnp.asarray(x_scale), w)) / x_scale
         except Exception as error:  # whatever compiler or driver say
             line = str(error).partition("\n")[0]
             return f"its self-test of {format} raised {type(error).__name__}: {line}"
-        if not np.array_equal(np.asarray(found), expected):
+        if not np.array_equal(found, expected):
             return f"its self-test of {format} failed: {count} rows differ from integer products"
     return None
 
 
 def _kernel(w: Packed | None):
-    """The module of the kernel that multiplies w."""
+    """The module of the kernel that multiplies w by few rows."""
     from . import decode, head
 
     return head if w is not None and w.format == "int8" else decode
 
 
 def heuristic(x, w: Packed) -> Mapping[str, int]:
-    """The kernel's settings on the target device: tuned ones, where a file has them.
+    """The settings, on the target device, of the kernel for as many rows as x has: tuned ones of
+    the decode kernel, where a file has them.
+
+    x may be float, then each of its rows is one for each digit.
 
     Raises:
-      tuning.TunedFileError: it is for another layout, or no such file at all.
+      tuning.TunedFileError: the file is for another layout, or no such file at all.
     """
+    from . import decode, matrix_pieces
+
     device = target.current()
-    if x is not None and w is not None and w.format == "trit2":
-        rows = x.shape[-2] * (1 if x.dtype == jnp.int8 else NUM_DIGITS)
+    blocks = device.core_count
+    rows = 1 if x is None else x.shape[0] * (1 if x.dtype == jnp.int8 else NUM_DIGITS)
+    if _kernel(w) is decode and rows > decode.MAX_ROWS:
+        return matrix_pieces.heuristic(w.shape, w.num_planes, rows, blocks)
+    if _kernel(w) is decode and x is not None and w is not None:
         tuned = tuning.settings(device.kind, w.shape, rows)
         if tuned is not None:
             return tuned
-    return _kernel(w).heuristic(device.core_count)
+    return _kernel(w).heuristic(blocks)
 
 
 def chain_heuristic(shapes: Sequence[tuple[int, int]], rows: int) -> Mapping[str, int]:
@@ -159,17 +177,24 @@ def run(
 ) -> jax.Array:
     """The packed product of one layer of a stack; arguments as for `reference.run`.
 
-    Rows beyond what one pass holds, digits counted, read the weights again.
-
-    config: of `accumulate` of the format's kernel; interpret: as there.
+    config: of `matrix.accumulate`; or of `accumulate` of the format's other kernel, which reads
+    the weights again for rows beyond what one pass holds, digits counted. interpret: as there.
     """
-    kernel = _kernel(w)
     flat = digits.reshape(-1, digits.shape[-1])
-    parts = [
-        kernel.accumulate(flat[i : i + kernel.MAX_ROWS], w.data, w.shape, layer, config, interpret)
-        for i in range(0, flat.shape[0], kernel.MAX_ROWS)
-    ]
-    sums = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+    arguments = w.data, w.shape, layer, config, interpret
+    if "strip" in config:
+        from . import matrix
+
+        plain = digits.shape[0] * w.num_planes == 1 and w.zero is None
+        if plain and x_scale is not None and not config["split"]:
+            scale = jnp.broadcast_to(w.scale[layer, 0, 0], w.shape[1])
+            return matrix.scaled(flat, (x_scale[:, 0], scale), *arguments)
+        sums = matrix.accumulate(flat, *arguments)
+    else:
+        kernel = _kernel(w)
+        starts = range(0, flat.shape[0], kernel.MAX_ROWS)
+        parts = [kernel.accumulate(flat[i : i + kernel.MAX_ROWS], *arguments) for i in starts]
+        sums = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
     if x_scale is None:
         return sums[:, 0]
     share = reference.combine(digits, x_scale, w, layer)

@@ -29,7 +29,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from . import decode, tiles
+from . import decode, operand, skinny, tiles
 
 MAX_ROWS = decode.MAX_ROWS
 # A warp takes one row and its lanes 32 columns: sums along a row need no other warp.
@@ -167,7 +167,7 @@ def _run(links, weights, stream, given, rows, settings, interpret):
     at = jnp.stack([index for w in weights for index in (w.layer, w.norm_layer)])
     read = []
     for link, w in zip(links, weights, strict=True):
-        read += [w.data.reshape(-1, *decode.TILE), w.scale, *([w.norm] if link.normed else [])]
+        read += [w.data.reshape(-1, *operand.TILE), w.scale, *([w.norm] if link.normed else [])]
     found = kernel(at, stream, *([] if given is None else [given]), *read)
     return (None, found[0]) if leaves is None else (found[0], found[1])
 
@@ -451,16 +451,16 @@ def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumer
                     slot = lax.rem(count, stages)
                     x = x_smem.at[count - base + start - n * held[i]]
                     plgpu.barrier_wait(full.at[slot])
-                    found = decode.multiply(accumulators, tile_smem.at[slot], half, x, interpret)
+                    found = skinny.multiply(accumulators, tile_smem.at[slot], half, x, interpret)
                     plgpu.barrier_arrive(free.at[slot])
                     return found
 
                 accumulators = lax.fori_loop(
-                    turn(first), turn(last), one, decode.zeros(padded, interpret)
+                    turn(first), turn(last), one, skinny.zeros(padded, interpret)
                 )
                 column = n * tiles.ROWS + half * tiles.HALF
                 out_sums = sums[i].at[team if interpret else 0]
-                decode.add(out_sums, column, accumulators, rows, interpret)
+                skinny.add(out_sums, column, accumulators, rows, interpret)
 
             return base + stop - start
 
@@ -488,8 +488,8 @@ def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumer
         *(shape((padded, wide), jnp.int32) for _ in links),
     ]
     scratch = [
-        plgpu.SMEM((stages, *decode.TILE), jnp.uint8),
-        plgpu.SMEM((max(held), padded, tiles.TILE_K), jnp.int8, transforms=decode.SWIZZLED),
+        plgpu.SMEM((stages, *operand.TILE), jnp.uint8),
+        plgpu.SMEM((max(held), padded, tiles.TILE_K), jnp.int8, transforms=skinny.SWIZZLED),
         plgpu.Barrier(num_barriers=stages),
         plgpu.Barrier(num_arrivals=2, num_barriers=stages),
         plgpu.Barrier(num_arrivals=consumers, num_barriers=len(links)),

@@ -17,6 +17,7 @@ from ternax.gpu.made import Step
 from ternax.kernels import attention, backends, bench, ring, shapes, target
 from ternax.kernels.packing import FORMATS, Packed, float_to_bits, unpack
 from ternax.kernels.pallas import backend as mosaic
+from ternax.kernels.pallas import decode
 
 # Ragged along K and N, shorter than a tile, of several tiles.
 RAGGED = ((1300, 333), (64, 192), (512, 128), (500, 1000), (4096, 40))
@@ -116,8 +117,13 @@ def _check(step: Step, names: list[str], label: str, w: Packed, rows: Sequence[i
 def _lowered(name: str, x: jax.Array, w: Packed) -> jax.stages.Lowered:
     backend = backends.BACKENDS[name]
     config = dict(backend.heuristic(x, w))
-    product = jax.jit(lambda x, w, layer: backend.run(x[None], None, w, layer, config))
-    return product.lower(x, w, jnp.int32(1))
+    # Of many rows a kernel stores what is scaled already; by 1, which is exact below 2^24.
+    scale = jnp.ones((x.shape[0], 1)) if x.shape[0] > decode.MAX_ROWS else None
+
+    def product(x, w, layer):
+        return backend.run(x[None], scale, w, layer, config).astype(jnp.int32)
+
+    return jax.jit(product).lower(x, w, jnp.int32(1))
 
 
 def _failed(step: Step, name: str, label: str, count: int, error: Exception) -> None:

@@ -49,6 +49,21 @@ def test_the_main_loop_is_the_innermost_that_multiplies():
     assert loop.alu_per_weight == 2 / 16
 
 
+def test_what_waits_behind_everything_else_is_no_loop():
+    """It goes back into the middle of the loop, of which it then is no turn, but shorter."""
+    waits = """        /*0058*/                   BRA `(.L_x_8) ;
+.L_x_7:
+        /*0060*/                   IGMMA.64x8x32.S8.S8 R36, R40, gdesc[UR16], R36 ;"""
+    late = """.L_x_8:
+        /*00c0*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR7], R3 ;
+        /*00d0*/                   BRA `(.L_x_7) ;
+"""
+    igmma = DISASSEMBLY.splitlines()[10]
+    long = DISASSEMBLY.replace(igmma, "\n".join([igmma] * 9 + [waits]))
+    loop = sass.main_loop(long + late)
+    assert loop.instructions["IGMMA"] == 10
+
+
 def test_a_kernel_without_tensor_cores_has_none():
     with pytest.raises(ValueError, match="no loop with IGMMA"):
         sass.main_loop(DISASSEMBLY.replace("IGMMA", "HMMA"))

@@ -188,10 +188,19 @@ def test_a_failed_self_test_is_said_aloud(monkeypatch):
 
 def test_the_self_test_runs_while_a_program_is_traced(monkeypatch):
     """The first use is within somebody's jit, scan and shard_map: the kernels run all the same."""
-    test = functools.partial(attention_self_test.self_test, interpret=True)
+    test, run = attention_self_test.self_test, backend.run
     monkeypatch.setattr(attention_self_test, "CASES", attention_self_test.CASES[1:2])
-    monkeypatch.setattr(attention_self_test, "self_test", test)
-    monkeypatch.setattr(backend, "_unusable", lambda format: None)
+    monkeypatch.setattr(attention_self_test, "self_test", lambda: test(interpret=True))
+    monkeypatch.setattr(backend, "run", lambda *a: run(*a, interpret=True))
+    few = {"blocks": 2, "stages": 2, "consumers": 2}
+    many = {"blocks": 1, "rows": 48, "strip": 1, "cluster": 1, "units": 1, "slices": 2, "split": 0}
+
+    def small(x, w):
+        if w.format == "int8":
+            return few | {"slices": 1}
+        return few if x.shape[0] <= 16 else many
+
+    monkeypatch.setattr(backend, "heuristic", small)
     call = arguments(1, 2, 1, 64, 64, [0], 9, jnp.uint16)
 
     def layers(qkv, rope, k, v, *place):
@@ -205,4 +214,6 @@ def test_the_self_test_runs_while_a_program_is_traced(monkeypatch):
     with target.compiling_for(HERE), warnings.catch_warnings():
         warnings.simplefilter("error")
         text = str(jax.make_jaxpr(layers)(*call[:4], *call[6:8]))
-    assert "ternax_attend" in text and backend._unusable_attention() is None
+    assert "ternax_attend" in text
+    assert backend._unusable_attention() is None
+    assert {backend._unusable(format) for format in ("trit2", "int8")} == {None}
