@@ -55,7 +55,7 @@ def test_refuses_in_one_line(capsys, argv, message):
 
 def test_refuses_what_does_not_fit_before_making_it(capsys, monkeypatch):
     monkeypatch.setattr(bench, "free_bytes", lambda: 1 << 30)
-    monkeypatch.setattr(bench, "_fill", None)
+    monkeypatch.setattr(bench, "fill", None)
     code, records, err = run(capsys, "--shapes=70b")
     assert (code, records) == (3, [])
     assert "70b:head needs 1.1 GB of weights, 1.1 GB are free" in err
