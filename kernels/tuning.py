@@ -99,13 +99,15 @@ def read(path: pathlib.Path) -> dict:
     return found
 
 
-def space(cores: int, rows: int) -> list[dict[str, int]]:
+def space(cores: int, rows: int, kernel: str = "decode") -> list[dict[str, int]]:
     """Settings worth trying on a GPU of so many processors, the likeliest first.
 
     One block has a processor for itself. Few stages leave memory waiting, many take longer
     to fill. Two pairs of consumers are not tried: compiled, they spill registers, and one wgmma
-    waits for another (kernels.aot).
+    waits for another (kernels.aot). A chain cuts stages down to what it has room for.
     """
+    if kernel == "chain":
+        return [{"blocks": cores, "stages": s, "consumers": 2} for s in (16, 10, 8, 6, 4)]
     stage = tiles.TILE_BYTES + rows * tiles.TILE_K
     return [
         {"blocks": cores, "stages": stages, "consumers": 2}

@@ -161,10 +161,12 @@ def heuristic(x, w: Packed) -> Mapping[str, int]:
 
 def chain_heuristic(shapes: Sequence[tuple[int, int]], rows: int) -> Mapping[str, int]:
     """The same of a chain whose links have these (K, N)."""
+    from . import chain
+
     device = target.current()
     widest = max(shapes, key=lambda shape: shape[0] * shape[1])
     tuned = tuning.settings(device.kind, widest, rows, "chain")
-    return _kernel(None).heuristic(device.core_count) if tuned is None else tuned
+    return chain.heuristic(device.core_count) if tuned is None else tuned
 
 
 def run(

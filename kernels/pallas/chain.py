@@ -103,6 +103,12 @@ def why_not(links: Sequence[Link], rows: int, blocks: int) -> str | None:
     return None
 
 
+def heuristic(blocks: int) -> dict[str, int]:
+    """Settings on a GPU of `blocks` processors: all the stages that shared memory has room for,
+    since what is fetched while a projection is entered need not be waited for afterwards."""
+    return {"blocks": blocks, "stages": 16, "consumers": 2}
+
+
 def _stages(links: Sequence[Link], rows: int, blocks: int) -> int:
     """Tiles that fit in shared memory beside a block's activations."""
     tile_rows = padded_rows(rows)

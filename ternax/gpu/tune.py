@@ -108,7 +108,7 @@ def _of_decode(mosaic: Backend, shape: Shape, rows: int, cores: int) -> Search:
 
 def _tune(step: Step, search: Search) -> None:
     device = target.current()
-    tried = tuning.space(device.core_count, search.rows)
+    tried = tuning.space(device.core_count, search.rows, search.kernel)
     settings = [search.first, *(config for config in tried if config != search.first)]
     found = _timed(step, search, settings)
     if not found:

@@ -9,7 +9,7 @@ import pytest
 from ternax.errors import BackendUnavailable
 from ternax.kernels import aot, target, tuning
 from ternax.kernels.packing import Packed
-from ternax.kernels.pallas import backend, decode, tiles
+from ternax.kernels.pallas import backend, chain, decode, tiles
 from ternax.workload import backend_name
 
 KIND = "NVIDIA H200"
@@ -96,6 +96,7 @@ def test_the_backend_reads_it(folder, monkeypatch):
 
 
 def test_settings_worth_trying_fit_the_processor():
+    assert chain.heuristic(132) in tuning.space(132, 8, "chain")
     for rows in tuning.ROWS:
         found = tuning.space(132, rows)
         assert decode.heuristic(132) in found
