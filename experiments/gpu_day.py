@@ -17,7 +17,7 @@ import time
 
 from ternax.errors import BackendUnavailable, NumericCheckFailed, PeerFailed, UsageError
 from ternax.experiments import flags
-from ternax.gpu import goals, made, schedule
+from ternax.gpu import goals, made, schedule, screen
 from ternax.gpu.schedule import Planned
 from ternax.record import Record, Store, open_store
 from ternax.table import row
@@ -128,7 +128,7 @@ def run(
 
         def keep(record: Record) -> None:
             store.append(dataclasses.replace(record, commit=commit) if commit else record)
-            for line in goals.said(record):
+            for line in screen.said(record):
                 say(f"  {line}")
 
         ended = schedule.run(
@@ -184,7 +184,7 @@ def day(args) -> None:
             commit=args.commit,
             say=functools.partial(print, flush=True),
         )
-        print("", *goals.table(records), "", sep="\n")
+        print("", *screen.table(records), "", sep="\n")
         print(row("wrote", f"{pathlib.Path(store.directory) / 'results.json'}"))
     wrong = goals.wrong(records)
     if wrong:

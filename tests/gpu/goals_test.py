@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from ternax.gpu import goals
+from ternax.gpu import goals, screen
 from ternax.record import Record
 
 
@@ -135,8 +135,8 @@ def test_goals_are_found_and_judged(day):
 
 
 def test_the_screen_fits_and_holds_it_all(day):
-    lines = goals.table(day)
-    assert max(map(len, lines)) <= goals.WIDTH
+    lines = screen.table(day)
+    assert max(map(len, lines)) <= screen.WIDTH
     text = "\n".join(lines)
     assert "exactness: 1 checks, 0 failed" in text and "best read 4,400 GB/s" in text
     assert [line.split() for line in lines if line.startswith("  70b:down ")][0] == [
@@ -144,21 +144,21 @@ def test_the_screen_fits_and_holds_it_all(day):
     ]
     assert "models, CUDA graphs off" in text and "kernels alone, CUDA graphs off" in text
     assert sum("not measured" in line for line in lines) == 2
-    assert goals.table([]) == ["nothing was found"]
+    assert screen.table([]) == ["nothing was found"]
 
 
 def test_what_is_wrong_is_shown_and_counted(day):
     bad = make(config="70b:o", note="exactness, 1 rows: WRONG in 3 sums")
     assert goals.wrong([*day, bad]) == [bad]
-    assert "exactness: 2 checks, 1 failed" in goals.table([*day, bad])
+    assert "exactness: 2 checks, 1 failed" in screen.table([*day, bad])
 
 
 def test_a_record_is_a_line_as_it_comes(day):
-    lines = [line for record in day for line in goals.said(record)]
+    lines = [line for record in day for line in screen.said(record)]
     assert "70b:qkv x 1, mosaic: 6.04 us, 3,480 GB/s" in lines
     assert "70b, prefill of 2048 x 1: 9,000 tokens/s" in lines
     assert any(line.startswith("70b, batch 1, context 1153: 195 tokens/s") for line in lines)
-    assert all(len(line) <= goals.WIDTH for line in lines)
+    assert all(len(line) <= screen.WIDTH for line in lines)
 
 
 def test_an_unfinished_decode_is_no_figure(day):
