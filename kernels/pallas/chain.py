@@ -105,8 +105,9 @@ def why_not(links: Sequence[Link], rows: int, blocks: int) -> str | None:
 
 def heuristic(blocks: int) -> dict[str, int]:
     """Settings on a GPU of `blocks` processors: all the stages that shared memory has room for,
-    since what is fetched while a projection is entered need not be waited for afterwards."""
-    return {"blocks": blocks, "stages": 16, "consumers": 2}
+    and half of L2 (132 blocks: 35 MB), since what memory sends while a projection is entered
+    need not be waited for afterwards."""
+    return {"blocks": blocks, "stages": 16, "ahead": 16, "consumers": 2}
 
 
 def _stages(links: Sequence[Link], rows: int, blocks: int) -> int:
@@ -151,7 +152,8 @@ def run(
       stream: f32 [padded_rows, D], the residual stream.
       given: f32 [rows or padded_rows, K], the first link's "input"; None: it reads the stream.
       rows: rows that are real, MAX_ROWS at most; the others compute nothing of meaning.
-      config: as for `decode.accumulate`; stages as far as shared memory has room.
+      config: as for `decode.accumulate`; stages as far as shared memory has room, and behind
+        them "ahead", tiles of each block on their way into L2.
       interpret: as there; then the grid has one block.
 
     Returns:
@@ -169,7 +171,8 @@ def run(
 def _run(links, weights, stream, given, rows, settings, interpret):
     columns, last = stream.shape[1], links[-1].shape[1]
     leaves = None if last == columns else last
-    kernel = _kernel(links, rows, columns, leaves, interpret, **dict(settings))
+    stacked = tuple(w.data.shape[0] for w in weights)
+    kernel = _kernel(links, stacked, rows, columns, leaves, interpret, **dict(settings))
     at = jnp.stack([index for w in weights for index in (w.layer, w.norm_layer)])
     read = []
     for link, w in zip(links, weights, strict=True):
@@ -200,7 +203,7 @@ def _layout(lanes: int, each: int):
     return plgpu.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
 
 
-def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumers):
+def _kernel(links, stacked, rows, columns, leaves, interpret, *, blocks, stages, ahead, consumers):
     if interpret and blocks != 1:
         raise ValueError(f"the interpreter has no barrier of a grid: expected 1 block, {blocks}")
     pairs = decode.teams(consumers)
@@ -273,41 +276,90 @@ def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumer
             return lax.div(block, in_part) * held[i], start, stop
 
         def fetch():
-            base = jnp.int32(0)
-            for i, (along_n, along_k) in enumerate(grids):
-                first_k, start, stop = share(i)
-                layer = at[2 * i] * (along_n * along_k)
+            """Every tile into shared memory once its slot is free, `ahead` of that into L2."""
+            spans, total = [], jnp.int32(0)  # (link, layer, first of the launch's tiles, how many)
+            for i in range(len(links)):
+                _, start, stop = share(i)
+                spans.append((i, at[2 * i], total, stop - start))
+                total = total + stop - start
+            own, behind = list(spans), total
+            if links[0].enter == "input":  # the next layer's chain begins as this one
+                for i, layer, _, count in own[:2]:
+                    there = jnp.where(layer + 1 < stacked[i], count, 0)
+                    spans.append((i, layer + 1, behind, there))
+                    behind = behind + there
 
-                @pl.loop(start, stop)
-                def _(unit, i=i, along_k=along_k, first_k=first_k, layer=layer, turn=base - start):
-                    slot = lax.rem(turn + unit, stages)
+            def tile(i, layer, index):
+                first_k, start, _ = share(i)
+                along_n, along_k = grids[i]
+                n, k = lax.div(start + index, held[i]), lax.rem(start + index, held[i])
+                return data[i].at[(layer * along_n + n) * along_k + first_k + k]
 
-                    @pl.when(turn + unit >= stages)
+            def prefetch(count):
+                for i, layer, first, length in spans:
+
+                    @pl.when((count >= first) & (count < first + length))
+                    def _(i=i, layer=layer, first=first):
+                        plgpu.async_prefetch(tile(i, layer, count - first))
+
+            if ahead:
+                pl.loop(stages, stages + ahead)(prefetch)
+            for i, layer, first, length in own:
+
+                @pl.loop(first, first + length)
+                def _(count, i=i, layer=layer, first=first):
+                    slot = lax.rem(count, stages)
+
+                    @pl.when(count >= stages)
                     def _():
                         plgpu.barrier_wait(free.at[slot])
 
-                    n, k = lax.div(unit, held[i]), first_k + lax.rem(unit, held[i])
-                    tile = data[i].at[layer + n * along_k + k]
-                    plgpu.copy_gmem_to_smem(tile, tile_smem.at[slot], full.at[slot])
+                    source = tile(i, layer, count - first)
+                    plgpu.copy_gmem_to_smem(source, tile_smem.at[slot], full.at[slot])
+                    if ahead:
+                        prefetch(count + stages + ahead)
 
-                base = base + stop - start
+            @pl.loop(jnp.maximum(total - stages, 0), total)
+            def _(count):
+                plgpu.barrier_wait(free.at[lax.rem(count, stages)])
 
-            @pl.loop(jnp.maximum(base - stages, 0), base)
-            def _(unit):
-                plgpu.barrier_wait(free.at[lax.rem(unit, stages)])
+        def place(i):
+            """Where this worker reads what link i has made: (columns from which on, how many)."""
+            if i + 1 < len(links):
+                k_size = links[i + 1].shape[0]
+                first, width = own_part(k_size)
+                gated = links[i + 1].enter in GATES
+                return ([first, k_size + first] if gated else [first]), width
+            first, width = own_part(leaves or columns)
+            return [first], width
 
-        def product(i, firsts, width, x_scale):
-            """f32 [padded, width] from each of these columns on: what link i made of them."""
-            found = []
-            for first in firsts:
-                cols = pl.ds(first, width)
-                total = sum(read(sums[i].at[copy, :, cols]) for copy in range(copies))
-                found.append((total, read(scale[i].at[at[2 * i], cols], single.reduce(0))))
+        def own_part(size):
+            """(first, how many) of this worker's columns; those without work repeat the last's."""
+            part = chunks(size, workers)
+            return jnp.minimum(worker, part.count - 1) * part.width, part.width
+
+        def working(size):
+            return worker < chunks(size, workers).count
+
+        def scales(i):
+            firsts, width = place(i)
+            return [
+                read(scale[i].at[at[2 * i], pl.ds(first, width)], single.reduce(0))
+                for first in firsts
+            ]
+
+        def product(i, x_scale, w_scales):
+            """f32 [padded, width] from each column of `place(i)` on: what link i has made."""
+            firsts, width = place(i)
+            totals = [
+                sum(read(sums[i].at[copy, :, pl.ds(first, width)]) for copy in range(copies))
+                for first in firsts
+            ]
             lacks = over_columns(shares(offsets[i], links[i].shape[0], jnp.sum), width)
             x_scale = over_columns(x_scale, width)
             return [
                 (total + lacks).astype(jnp.float32) * (x_scale * over_rows(w_scale))
-                for total, w_scale in found
+                for total, w_scale in zip(totals, w_scales, strict=True)
             ]
 
         def shares(ref, size, reduce):
@@ -334,33 +386,41 @@ def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumer
                     def _(i=i, pad=pad, k=link.shape[0]):
                         values[i][:, pl.ds(k, pad)] = zeros((padded, pad), jnp.float32)
 
-        def quantize(i, factor):
-            """Leaves the activations of this block's tiles in shared memory, as int8."""
+        def load_values(i, j, first, width):
+            """f32 [padded, width] of the block's j-th tile, columns `first` on."""
             first_k, _, _ = share(i)
+            cols = pl.ds((first_k + j) * tiles.TILE_K + first, width)
+            if rows == 1:
+                return over_rows(read(values[i].at[0, cols], fours.reduce(0)), fours)
+            return read(values[i].at[:, cols], fours)
+
+        def turns(i):
+            """This group's tiles of those whose activations the block holds; some come twice."""
+            for turn in range(-(-held[i] // consumers)):
+                yield jnp.minimum(group + turn * consumers, held[i] - 1)
+
+        def quantize(i, factor, loaded):
+            """Leaves the activations of this block's tiles in shared memory, as int8.
+
+            loaded: their values, where there is one row; else they are read here.
+            """
             factor = cast(factor, fours.reduce(1))
             width = tiles.TILE_K * 8 // padded  # of more rows registers hold fewer columns
 
-            def one(j):
-                for first in range(0, tiles.TILE_K, width):
-                    cols = pl.ds((first_k + j) * tiles.TILE_K + first, width)
-                    if rows == 1:
-                        value = over_rows(read(values[i].at[0, cols], fours.reduce(0)), fours)
-                    else:
-                        value = read(values[i].at[:, cols], fours)
-                    digits = rounded(value * over_columns(factor, width))
-                    x_smem[j, :, pl.ds(first, width)] = digits.astype(jnp.int8)
+            def leave(j, first, value):
+                digits = rounded(value * over_columns(factor, value.shape[1]))
+                x_smem[j, :, pl.ds(first, value.shape[1])] = digits.astype(jnp.int8)
 
-            each = -(-held[i] // consumers)
-            if rows == 1:  # all loads at once
-                for turn in range(each):
-                    j = group + turn * consumers
-                    pl.when(j < held[i])(functools.partial(one, j))
+            if rows == 1:
+                for j, value in zip(turns(i), loaded, strict=True):
+                    leave(j, 0, value)
             else:
 
-                @pl.loop(0, each)
+                @pl.loop(0, -(-held[i] // consumers))
                 def _(turn):
-                    j = group + turn * consumers
-                    pl.when(j < held[i])(functools.partial(one, j))
+                    j = jnp.minimum(group + turn * consumers, held[i] - 1)
+                    for first in range(0, tiles.TILE_K, width):
+                        leave(j, first, load_values(i, j, first, width))
 
             if not interpret:
                 plgpu.commit_smem()
@@ -369,18 +429,17 @@ def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumer
 
         def calculate():
             clear()
-            mine = chunks(columns, workers)
-            mine_first = jnp.minimum(worker, mine.count - 1) * mine.width
-            stream = read(stream_in.at[:, pl.ds(mine_first, mine.width)])
-            base, x_scale = jnp.int32(0), None
+            mine, mine_width = own_part(columns)
+            stream = read(stream_in.at[:, pl.ds(mine, mine_width)])
+            base, x_scale, w_scales = jnp.int32(0), None, None
             for i, link in enumerate(links):
                 k_size = link.shape[0]
-                part = chunks(k_size, workers)
-                first = jnp.minimum(worker, part.count - 1) * part.width
-                cols = pl.ds(first, part.width)
-                weight = None
+                first, width = own_part(k_size)
+                cols = pl.ds(first, width)
                 if link.normed:
                     weight = read(norm[i].at[at[2 * i + 1], cols], single.reduce(0))
+                if i:
+                    meet(2 * i - 1)
                 if link.enter == "input":
                     if given.shape[0] == padded:
                         value = read(given.at[:, cols])
@@ -389,14 +448,14 @@ def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumer
                 elif link.enter == "stream":
                     value = stream
                 elif link.enter == "residual":
-                    [found] = product(i - 1, [first], part.width, x_scale)
+                    [found] = product(i - 1, x_scale, w_scales)
                     value = stream = stream + found
                 else:
-                    gate, up = product(i - 1, [first, k_size + first], part.width, x_scale)
+                    gate, up = product(i - 1, x_scale, w_scales)
                     value = GATES[link.enter](gate) * up
                 weighed = value * over_rows(weight) if link.normed else value
 
-                @pl.when(worker < part.count)
+                @pl.when(working(k_size))
                 def _(i=i, link=link, cols=cols, value=value, weighed=weighed):
                     values[i][:, cols] = weighed
                     peaks[i][:, worker] = jnp.max(jnp.maximum(weighed, -weighed), axis=1)
@@ -404,6 +463,9 @@ def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumer
                         squares[i][:, worker] = jnp.sum(value * value, axis=1)
 
                 meet(2 * i)
+                loaded = []
+                if rows == 1:
+                    loaded = [load_values(i, j, 0, tiles.TILE_K) for j in turns(i)]
                 peak, root = shares(peaks[i], k_size, jnp.max), None
                 if link.normed:
                     root = lax.rsqrt(shares(squares[i], k_size, jnp.sum) / k_size + link.eps)
@@ -411,33 +473,32 @@ def _kernel(links, rows, columns, leaves, interpret, *, blocks, stages, consumer
                 inverse = (1.0 / jnp.maximum(peak, _EPS)) * 127.0
                 x_scale = 1.0 / inverse
                 factor = inverse if root is None else inverse * root
-                quantize(i, factor)
+                quantize(i, factor, loaded)
 
-                @pl.when(worker < part.count)
-                def _(i=i, part=part, first=first, weighed=weighed, factor=factor):
-                    digits = rounded(weighed * over_columns(factor, part.width))
-                    last = ((column_index(part.width) + first) // tiles.SLICE) % 4 == 3
+                @pl.when(working(k_size))
+                def _(i=i, first=first, width=width, weighed=weighed, factor=factor):
+                    digits = rounded(weighed * over_columns(factor, width))
+                    last = ((column_index(width) + first) // tiles.SLICE) % 4 == 3
                     offsets[i][:, worker] = jnp.sum(jnp.where(last, digits, -digits), axis=1)
 
+                w_scales = scales(i)
                 base = multiply(i, base)
-                meet(2 * i + 1)
 
             end = len(links) - 1
+            meet(2 * end + 1)
+            [found] = product(end, x_scale, w_scales)
             if leaves is None:
-                [found] = product(end, [mine_first], mine.width, x_scale)
                 stream = stream + found
             else:
-                part = chunks(leaves, workers)
-                first = jnp.minimum(worker, part.count - 1) * part.width
-                [found] = product(end, [first], part.width, x_scale)
+                first, width = own_part(leaves)
 
-                @pl.when(worker < part.count)
+                @pl.when(working(leaves))
                 def _():
-                    out[:, pl.ds(first, part.width)] = found
+                    out[:, pl.ds(first, width)] = found
 
-            @pl.when(worker < mine.count)
+            @pl.when(working(columns))
             def _():
-                stream_out[:, pl.ds(mine_first, mine.width)] = stream
+                stream_out[:, pl.ds(mine, mine_width)] = stream
 
         def multiply(i, base):
             """This group's part of link i; how many tiles the block has had then."""

@@ -70,7 +70,7 @@ def in_steps(links, projections, stream, given):
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def run(links, weights, stream, given, rows, consumers):
-    config = {"blocks": 1, "stages": 4, "consumers": consumers}
+    config = {"blocks": 1, "stages": 4, "ahead": 3, "consumers": consumers}
     return chain.run(links, weights, stream, given, rows, config, interpret=True)
 
 
