@@ -99,21 +99,26 @@ def read(path: pathlib.Path) -> dict:
     return found
 
 
-def space(cores: int, rows: int, kernel: str = "decode") -> list[dict[str, int]]:
+def space(cores: int, rows: int) -> list[dict[str, int]]:
     """Settings worth trying on a GPU of so many processors, the likeliest first.
 
     One block has a processor for itself. Few stages leave memory waiting, many take longer
     to fill. Two pairs of consumers are not tried: compiled, they spill registers, and one wgmma
-    waits for another (kernels.aot). A chain cuts stages down to what it has room for.
+    waits for another (kernels.aot).
     """
-    if kernel == "chain":
-        return [{"blocks": cores, "stages": s, "consumers": 2} for s in (16, 10, 8, 6, 4)]
     stage = tiles.TILE_BYTES + rows * tiles.TILE_K
     return [
         {"blocks": cores, "stages": stages, "consumers": 2}
         for stages in (8, 6, 10, 4, 9, 7, 11, 5)
         if stages * stage <= _SHARED_BYTES
     ]
+
+
+def chain_space(first: Mapping[str, int]) -> list[dict[str, int]]:
+    """The same of a chain, round its heuristic's settings: more or fewer tiles on their way into
+    L2, or none, and fewer stages."""
+    ahead = [{**first, "ahead": tiles_ahead} for tiles_ahead in (0, 8, 32)]
+    return [dict(first), *ahead, *({**first, "stages": stages} for stages in (8, 6))]
 
 
 def entry(

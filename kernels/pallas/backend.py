@@ -165,8 +165,9 @@ def chain_heuristic(shapes: Sequence[tuple[int, int]], rows: int) -> Mapping[str
 
     device = target.current()
     widest = max(shapes, key=lambda shape: shape[0] * shape[1])
-    tuned = tuning.settings(device.kind, widest, rows, "chain")
-    return chain.heuristic(device.core_count) if tuned is None else tuned
+    tuned = tuning.settings(device.kind, widest, rows, "chain") or {}
+    # A file may be older than a setting.
+    return {k: tuned.get(k, v) for k, v in chain.heuristic(device.core_count).items()}
 
 
 def run(

@@ -108,7 +108,9 @@ def _of_decode(mosaic: Backend, shape: Shape, rows: int, cores: int) -> Search:
 
 def _tune(step: Step, search: Search) -> None:
     device = target.current()
-    tried = tuning.space(device.core_count, search.rows, search.kernel)
+    cores = device.core_count
+    chained = search.kernel == "chain"
+    tried = tuning.chain_space(search.first) if chained else tuning.space(cores, search.rows)
     settings = [search.first, *(config for config in tried if config != search.first)]
     found = _timed(step, search, settings)
     if not found:

@@ -37,7 +37,7 @@ def test_its_steps_are_the_chain():
     stream, given = chains._inputs(LINKS, rows)
     one = jnp.int32(1)
     arrays = [chain.Weights(w.data, scale, norm, one, one) for w, scale, norm in weights]
-    config = {"blocks": 1, "stages": 4, "consumers": 2}
+    config = {**chain.heuristic(1), "stages": 4, "ahead": 3}
     found, after = jax.jit(
         lambda stream, given: chain.run(LINKS, arrays, stream, given, rows, config, interpret=True)
     )(stream, given)

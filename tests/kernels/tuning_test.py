@@ -96,7 +96,9 @@ def test_the_backend_reads_it(folder, monkeypatch):
 
 
 def test_settings_worth_trying_fit_the_processor():
-    assert chain.heuristic(132) in tuning.space(132, 8, "chain")
+    around = tuning.chain_space(chain.heuristic(132))
+    assert around[0] == chain.heuristic(132) and len(around) == 6
+    assert all(config.keys() == around[0].keys() for config in around)
     for rows in tuning.ROWS:
         found = tuning.space(132, rows)
         assert decode.heuristic(132) in found
