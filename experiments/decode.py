@@ -47,6 +47,9 @@ def decode_flags(define):
         lower=3,
     )
     define.integer("batch", 1, "sequences decoded together", lower=1)
+    define.integer(
+        "filled", 0, "cache slots that begin in use: a long context without its prefill", lower=0
+    )
     define.choice("kv_dtype", "bf16", KV_DTYPES, "how the KV cache is stored")
     define.choice(
         "embed_dtype",
@@ -87,10 +90,11 @@ def planned(args) -> DecodeRun:
             raise UsageError("--prompt_length is for random prompts, found --prompt beside it")
         ids = tuple(tokenizer_of(args, config).encode(args.prompt))
         length = len(ids)
-    if length + args.num_tokens > config.max_context:
+    if args.filled + length + args.num_tokens > config.max_context:
+        filled = f"{args.filled} + " if args.filled else ""
         raise UsageError(
             f"prompt and new tokens must fit {config.name}'s context of "
-            f"{config.max_context} tokens, found {length} + {args.num_tokens}"
+            f"{config.max_context} tokens, found {filled}{length} + {args.num_tokens}"
         )
     source, embed, head = stored_source(args, config), args.embed_dtype, args.head_dtype
     if source:
@@ -104,6 +108,7 @@ def planned(args) -> DecodeRun:
         num_tokens=args.num_tokens,
         prompt=args.prompt,
         prompt_ids=ids,
+        filled=args.filled,
         kv_dtype=args.kv_dtype,
         embed_dtype=embed,
         head_dtype=head,

@@ -132,7 +132,7 @@ def check_fits(shapes) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=1, donate_argnums=0, keep_unused=True)
-def _fill(data, format) -> jax.Array:
+def fill(data, format) -> jax.Array:
     """Valid codes of a counter hash in place of `data`: half of the trits are zero."""
     x = lax.iota(jnp.uint32, data.size // 4) * jnp.uint32(2654435761)
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
@@ -241,7 +241,7 @@ def measure(backends, shape, batches, seconds: float):
     """
     name, k_size, n, format = shape
     # On the pages that models' weights lie on.
-    data = _fill(zeros(stack_shape(k_size, n, format), jnp.uint8), format)
+    data = fill(zeros(stack_shape(k_size, n, format), jnp.uint8), format)
     layers = data.shape[0]
     w = Packed(data, jnp.ones((layers, 1, 1, 1), jnp.float32), None, format, shape=(k_size, n))
     read, read_by = reader(data)

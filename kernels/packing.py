@@ -36,6 +36,7 @@ import numpy as np
 LAYOUT_VERSION = 1
 # Float activations travel as balanced int8 digits of this base, see ternary_matmul.to_digits.
 DIGIT_BASE = 128
+NUM_DIGITS = 3
 CANONICAL = "canonical"
 BLOCK = 16
 

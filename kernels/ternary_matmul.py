@@ -15,12 +15,11 @@ from jax import lax
 
 from . import reference, target
 from .backends import BACKENDS, BackendError, choose
-from .packing import BLOCK, DIGIT_BASE, FLOAT_FORMATS, FORMATS, Packed
+from .packing import BLOCK, DIGIT_BASE, FLOAT_FORMATS, FORMATS, NUM_DIGITS, Packed
 from .pallas import tiles
 
 # Balanced base-128 digits of a float activation: v = d0 + 128 d1 + 16384 d2, |v| <= LIMIT.
-NUM_DIGITS = 3
-DIGIT_LIMIT = 127 * DIGIT_BASE * DIGIT_BASE
+DIGIT_LIMIT = 127 * DIGIT_BASE ** (NUM_DIGITS - 1)
 
 
 def to_digits(x: jax.Array, across: str | None = None) -> tuple[jax.Array, jax.Array]:

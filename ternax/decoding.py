@@ -8,11 +8,12 @@ import functools
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ternax import decode_metrics, measure, processes
 from ternax.checkpoint.box import Source
 from ternax.config import ModelConfig
-from ternax.errors import DoesNotFit, Interrupted, OutputError
+from ternax.errors import DoesNotFit, Interrupted, OutputError, UsageError
 from ternax.interrupt import Stop
 from ternax.power import power_meter
 from ternax.record import Record, Store
@@ -25,6 +26,10 @@ _CALL_S = 0.25
 # But so many samples at least, where there are tokens enough.
 _MIN_SAMPLES = 8
 _SLOW_PREFILL_S = 5.0
+# On a GPU a step may be shorter than a call's cost: more tokens to a call there.
+_DEVICE_CHUNK = 64
+# A step is taken to be at most so many times as long as its bound.
+_SLOWEST = 8
 _PHASES = ("plan", "create", "compile", "prefill", "decode")
 
 
@@ -88,8 +93,10 @@ class DecodeRun:
         flags_text: str = "",
         source: Source | None = None,
         mesh: str | None = None,
+        model: Any = None,
     ):
-        """source: of stored weights; None draws them. mesh: see `engine.load`.
+        """source: of stored weights; None draws them. mesh: see `engine.load`. model: a Decoder
+        made before, of this config and the workload's tables; none is made then.
 
         Raises what `run` raises, but for DoesNotFit: `plan.fits` tells.
         """
@@ -114,6 +121,9 @@ class DecodeRun:
             seed=workload.seed,
             flags=flags_text,
         )
+        if workload.filled and self.layout:
+            raise UsageError("a cache that begins filled is on one device: leave out --mesh")
+        self._model = model
         if workload.backend is not None:
             backend_name(workload.backend, self.device)  # now, if it cannot run
         self.plan = workload.plan(config, self.device, self.layout)
@@ -171,6 +181,8 @@ class DecodeRun:
         """Makes a Record of what was sampled and appends it at once."""
         if self.config.num_layers < self.whole:
             notes = [f"first {self.config.num_layers} of {self.whole} layers", *notes]
+        if self.workload.filled:
+            notes = [*notes, f"{self.workload.filled} slots of the cache began filled"]
         if self.layout:
             metrics = {"devices": self.layout.mesh.size, **metrics}
             notes = [f"mesh {self.layout}: planned bytes are one device's", *notes]
@@ -218,6 +230,8 @@ class DecodeRun:
         from ternax.random_weights import random_model
 
         self._stop.check()
+        if self._model is not None:
+            return
         start = time.perf_counter()
         with self._progress("create", self.plan.weight_bytes, "bytes") as advance:
 
@@ -255,9 +269,11 @@ class DecodeRun:
         self._keep("create", metrics, stopped, [self.source.origin] if self.source else [])
 
     def _sample_compile(self):
+        from ternax.engine import CHUNK_TOKENS
         from ternax.steps import Steps
 
-        self._steps = Steps(self._model, self.workload)
+        most = CHUNK_TOKENS if measure.on_host(self.device) else _DEVICE_CHUNK
+        self._steps = Steps(self._model, self.workload, most)
         with self._progress("compile", None, "s"):
             for compile_one in (self._steps.compile_prefill, self._steps.compile_decode):
                 self._stop.check()
@@ -318,7 +334,12 @@ class DecodeRun:
         # The first step is the warm-up: same program, not counted.
         warm_s = call(1)
         left, directory = self.workload.num_tokens - 2, self.workload.profile_dir
-        chunk = max(1, min(left // _MIN_SAMPLES, 16, round(_CALL_S / warm_s)))
+        assert self.bandwidth is not None
+        # A GPU loads a program's kernels at its first call, which says little of a step then.
+        bound = self.plan.bound_tokens_per_s(self.bandwidth.median / self._sharing)
+        step_s = min(warm_s, _SLOWEST * self.workload.batch / bound)
+        most = self._steps.chunk
+        chunk = max(1, min(left // _MIN_SAMPLES, most, round(_CALL_S / step_s)))
         (self._chunk,) = processes.of_first([chunk])
         profile = jax.profiler.trace(directory) if directory else contextlib.nullcontext()
         with profile, self._power, self._progress("decode", left, "tokens") as advance:
@@ -349,7 +370,8 @@ class DecodeRun:
     def _speed(self, bandwidths_gb_per_s: list[float]) -> dict[str, float]:
         """The metrics that follow from the samples of decode steps and of read bandwidth."""
         # What a row holds in the middle of the timed steps, the new token included.
-        context = self.workload.prompt_length + 1 + (self._decoded + 1) / 2
+        work = self.workload
+        context = work.filled + work.prompt_length + 1 + (self._decoded + 1) / 2
         metrics = decode_metrics.of_decode(
             self.plan, self._samples, bandwidths_gb_per_s, context, self._sharing
         )

@@ -15,6 +15,7 @@ METRICS: dict[str, Metric] = {
     "share_of_bound": Metric("fraction", "tokens_per_s / bound_tokens_per_s"),
     "bytes_per_step": Metric("bytes", "weights, cache and tables that one step must read"),
     "read_bandwidth_gb_per_s": Metric("1e9 bytes/s", "memory read rate measured in the same run"),
+    "copy_bandwidth_gb_per_s": Metric("1e9 bytes/s", "bytes read and written by a copy"),
     "ttft_ms": Metric("ms", "time to first token: prefill and the first sampled token"),
     "tpot_ms_p50": Metric("ms", "time per output token, median"),
     "tpot_ms_p99": Metric("ms", "time per output token, 99th percentile"),
@@ -25,6 +26,10 @@ METRICS: dict[str, Metric] = {
     "compile_s": Metric("s", "tracing and compiling, apart from any timed step"),
     "gflops_per_s": Metric("1e9 FLOP/s", "two operations for each multiply-add"),
     "gb_per_s": Metric("1e9 bytes/s", "bytes that had to move, over the time it took"),
+    # A kernel alone, many calls in one program: t = fixed_us + bytes / streaming rate.
+    "call_us": Metric("us", "time of one call of a kernel, median"),
+    "share_of_read": Metric("fraction", "gb_per_s over read_bandwidth_gb_per_s"),
+    "fixed_us": Metric("us", "time of a call that does not grow with its bytes"),
     # Beside another program: the samples of such a record are the ratios, a round each.
     "round": Metric("count", "which round of an interleaved comparison, from 1"),
     "speed_ratio": Metric(
@@ -63,6 +68,8 @@ METRICS: dict[str, Metric] = {
     "joules_per_token": Metric("J/token", "energy over the timed steps by tokens generated"),
     "watts": Metric("W", "mean power over the timed steps"),
     "temperature_c": Metric("deg C", "of the hottest GPU, the most that was sampled"),
+    "sm_clock_mhz": Metric("MHz", "of a GPU's processors, when it was looked at"),
+    "memory_clock_mhz": Metric("MHz", "of a GPU's memory, when it was looked at"),
     "utilization_share": Metric("fraction", "time that a kernel ran, by NVML, mean of GPUs"),
     # The model.
     "parameters": Metric("count", "all parameters"),

@@ -42,6 +42,7 @@ PHASES = (
     "convert",
     "noise",
     "serve",
+    "device",
 )
 KINDS = ("measured", "extrapolated", "predicted")
 

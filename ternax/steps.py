@@ -9,12 +9,29 @@ import numpy as np
 from flax import nnx
 
 from ternax import engine
+from ternax.counter_hash import mix
 from ternax.edit import fit_kernels
 from ternax.kernels.memory import zeros
 from ternax.models import Decoder
 from ternax.nn.cache import KVCache, init_cache
 from ternax.sharding import fetch
 from ternax.workload import Workload
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _random(shape: tuple[int, ...], dtype) -> jax.Array:
+    """Keys or values as a cache stores them, of magnitude 0.5 to 2, or codes of either sign."""
+    dtype = jnp.dtype(dtype)
+    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[dtype.itemsize]
+    index = jnp.uint32(0)
+    for axis, size in enumerate(shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    bits = mix(index).astype(width)
+    if dtype == jnp.uint16:
+        bits = (bits & width(0x80FF)) | width(0x3F00)
+    elif dtype == jnp.float32:
+        bits = (bits & width(0x80FFFFFF)) | width(0x3F000000)
+    return jax.lax.bitcast_convert_type(bits, dtype)
 
 
 class Steps:
@@ -24,11 +41,13 @@ class Steps:
       leaves: of the model.
       tokens: int32 [B, T], the prompts.
       keys: one random key a row.
+      chunk: tokens that one call of decode makes, at most.
     """
 
-    def __init__(self, model: Decoder, workload: Workload):
+    def __init__(self, model: Decoder, workload: Workload, chunk: int = engine.CHUNK_TOKENS):
         graph, self.leaves = nnx.split(fit_kernels(model) if model.layout is None else model)
         self._config, self._layout, self._workload = model.config, model.layout, workload
+        self.chunk = chunk
         self._program = engine.Program(graph, layout=model.layout)
         self.tokens = engine.rows_on(model.layout, workload.tokens(model.config))
         self.keys = engine.row_keys(workload.seed, workload.batch)
@@ -36,9 +55,12 @@ class Steps:
     def new_cache(self, of: engine.DecodeState | None = None) -> KVCache:
         """An empty cache. On one device `of`'s, which is then used up, since malloc would keep the
         memory of one that is let go; what lies in slots that are not in use nobody reads."""
+        filled = jnp.int32(self._workload.filled)
         if of is not None and self._layout is None:
-            return dataclasses.replace(of.cache, length=jnp.int32(0))
-        return self._made(zeros)
+            return dataclasses.replace(of.cache, length=filled)
+        if not self._workload.filled:
+            return self._made(zeros)
+        return dataclasses.replace(self._made(_random), length=filled)
 
     def _made(self, zeros=jnp.zeros) -> KVCache:
         work = self._workload
@@ -71,7 +93,7 @@ class Steps:
         token = engine.rows_on(self._layout, np.zeros(batch, np.int32))
         done = engine.rows_on(self._layout, np.zeros(batch, bool))
         state = engine.DecodeState(self._abstract_cache, token, done, self.keys)
-        lowered = engine.decode.lower(self._program, self.leaves, state, np.int32(1))
+        lowered = engine.decode.lower(self._program, self.leaves, state, np.int32(1), self.chunk)
         self._decode = lowered.compile()
 
     def program_text(self) -> str:

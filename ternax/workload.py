@@ -15,6 +15,8 @@ class Workload:
     Attributes:
       batch: rows decoded together.
       prompt_length: tokens of each prompt; of `prompt` where that is given.
+      filled: cache slots in use before the prompt, of random keys and values: a long context
+        whose prefill nobody waits for. On one device alone.
       num_tokens: new tokens a row; prefill draws the first, the second warms up.
       prompt: text instead of random tokens.
       prompt_ids: its tokens; None: one a byte.
@@ -29,6 +31,7 @@ class Workload:
     num_tokens: int = 16
     prompt: str | None = None
     prompt_ids: tuple[int, ...] | None = None
+    filled: int = 0
     kv_dtype: str = "bf16"
     embed_dtype: str = "int8"
     head_dtype: str = "int8"
@@ -38,7 +41,7 @@ class Workload:
 
     @property
     def context(self) -> int:
-        return self.prompt_length + self.num_tokens
+        return self.filled + self.prompt_length + self.num_tokens
 
     @property
     def of_plan(self) -> dict:
@@ -96,9 +99,9 @@ def first_device():
 
 def backend_name(name: str | None, device) -> str:
     """The backend that will run: the one asked for by name, or the platform's first."""
-    from ternax.kernels import backends
+    from ternax.kernels import backends, tuning
 
     try:
         return backends.choose(device.platform, name=name).name
-    except backends.BackendError as error:
+    except (backends.BackendError, tuning.TunedFileError) as error:
         raise BackendUnavailable(f"--backend: {error}") from error

@@ -91,7 +91,7 @@ LAYERS = (
     ("ternax.dispatch", "ternax.harness", "ternax.workload"),
     ("ternax.ahead", "ternax.decode_metrics", "ternax.steps"),
     ("ternax.decoding", "ternax.speedtest", "ternax.turns"),
-    ("ternax.local",),
+    ("ternax.gpu", "ternax.local"),
     ("ternax.peer",),
     ("ternax.comparison", "ternax.crash", "ternax.launch"),
     ("ternax.scheme_speed", "ternax.sweep"),
@@ -128,6 +128,8 @@ BANNED_IMPORTS = {
     "torch",
     "tensorflow",
 }
+# What is measured beside ours, by one module each, which says why not where it is not installed.
+MEASURED = {"ternax.gpu.torch_peer": {"import torch"}}
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}
 BANNED_KEYWORDS = {"allow_pickle", "shell"}  # set to anything but False
 MAX_LINES = 400
@@ -268,7 +270,11 @@ def test_no_module_imports_itself_in_a_circle():
 
 
 def test_nothing_runs_code_from_data():
-    assert told({module: banned(source) for module, source in SOURCES.items()}) == []
+    found = {
+        module: [hit for hit in banned(source) if hit[1] not in MEASURED.get(module, ())]
+        for module, source in SOURCES.items()
+    }
+    assert told(found) == []
 
 
 def test_files_stay_readable():

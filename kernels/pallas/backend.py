@@ -8,22 +8,20 @@ the reference's own formula, so both backends give the same floats.
 import concurrent.futures
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import reference, target
-from ..packing import CANONICAL, FORMATS, Packed, pack_numpy
+from .. import reference, target, tuning
+from ..packing import CANONICAL, FORMATS, NUM_DIGITS, Packed, pack_numpy
 from . import attention_settings, tiles
 
 # `plgpu.kernel` as it is called here; older ones differ, and jax 0.10 cannot interpret it.
 MIN_JAX = (0, 11, 2)
 # wgmma on int8 with one operand in registers, TMA. Not Blackwell, which has neither.
 COMPUTE_CAPABILITY = "9.0"
-# Of a float activation, see `ternary_matmul.to_digits`.
-_DIGITS = 3
 # Of each format: the layout that its kernel reads, and the longest K. The accumulator of one of
 # four bit positions of trits holds up to 128 * 128 * K / 4, that of int8 128 * 128 * K.
 _LAYOUTS = {"trit2": tiles.LAYOUT, "int8": CANONICAL}
@@ -34,7 +32,23 @@ _MAX_TABLE_ROWS = 256
 
 
 def why_not(platform: str, x, w: Packed | None) -> str | None:
-    """None where the kernels run, on a GPU that has passed their self-test; else one line."""
+    """None where the kernels run, on a GPU that has passed their self-test; else one line.
+
+    Raises:
+      tuning.TunedFileError: they would, but not by the device's tuned file.
+    """
+    if reason := unable(platform):
+        return reason
+    device = target.current()
+    tuning.settings(device.kind, (0, 0), 1)  # whether it can be read
+    if reason := _unfit(x, w):
+        return reason
+    formats = (_LAYOUTS if w is None else (w.format,)) if device.present else ()
+    return next(filter(None, map(_unusable, formats)), None)
+
+
+def unable(platform: str) -> str | None:
+    """None where what Mosaic GPU compiles for Hopper can run; else one line."""
     if platform != "gpu":
         return f"it runs on gpu, this is {platform}"
     if jax.__version_info__ < MIN_JAX:
@@ -46,10 +60,7 @@ def why_not(platform: str, x, w: Packed | None) -> str | None:
             f"it needs compute capability {COMPUTE_CAPABILITY} (H100, H200), {device.kind} has "
             f"{device.compute_capability or 'none'}"
         )
-    if reason := _unfit(x, w):
-        return reason
-    formats = (_LAYOUTS if w is None else (w.format,)) if device.present else ()
-    return next(filter(None, map(_unusable, formats)), None)
+    return None
 
 
 def _unfit(x, w: Packed | None) -> str | None:
@@ -126,17 +137,37 @@ def _kernel(w: Packed | None):
 
 
 def heuristic(x, w: Packed) -> Mapping[str, int]:
-    """The settings, on the target device, of the kernel for as many rows as x has.
+    """The settings, on the target device, of the kernel for as many rows as x has: tuned ones of
+    the decode kernel, where a file has them.
 
     x may be float, then each of its rows is one for each digit.
+
+    Raises:
+      tuning.TunedFileError: the file is for another layout, or no such file at all.
     """
     from . import decode, matrix_pieces
 
-    blocks = target.current().core_count
-    rows = 1 if x is None else x.shape[0] * (1 if x.dtype == jnp.int8 else _DIGITS)
+    device = target.current()
+    blocks = device.core_count
+    rows = 1 if x is None else x.shape[0] * (1 if x.dtype == jnp.int8 else NUM_DIGITS)
     if _kernel(w) is decode and rows > decode.MAX_ROWS:
         return matrix_pieces.heuristic(w.shape, w.num_planes, rows, blocks)
+    if _kernel(w) is decode and x is not None and w is not None:
+        tuned = tuning.settings(device.kind, w.shape, rows)
+        if tuned is not None:
+            return tuned
     return _kernel(w).heuristic(blocks)
+
+
+def chain_heuristic(shapes: Sequence[tuple[int, int]], rows: int) -> Mapping[str, int]:
+    """The same of a chain whose links have these (K, N)."""
+    from . import chain
+
+    device = target.current()
+    widest = max(shapes, key=lambda shape: shape[0] * shape[1])
+    tuned = tuning.settings(device.kind, widest, rows, "chain") or {}
+    # A file may be older than a setting.
+    return {k: tuned.get(k, v) for k, v in chain.heuristic(device.core_count).items()}
 
 
 def run(

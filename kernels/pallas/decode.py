@@ -75,17 +75,14 @@ def accumulate(
     Returns:
       int32 [R, P, N].
     """
-    layers, planes = data.shape[:2]
-    along_n, along_k = tiles.grid(shape)
-    units = planes * along_n * along_k
+    planes, (along_n, _) = data.shape[1], tiles.grid(shape)
     wide = tiles.padded(x)
     copies = teams(config["consumers"]) if interpret else 1
     lacks = jnp.zeros((copies, x.shape[0]), jnp.int32).at[0].set(tiles.offsets(x))
     out = jax.new_ref(
         jnp.broadcast_to(lacks[..., None], (*lacks.shape, planes * along_n * tiles.ROWS))
     )
-    kernel = _kernel(units, along_k, x.shape[0], interpret, **config)
-    kernel(jnp.reshape(layer, 1), data.reshape(layers * units, *operand.TILE), wide, out)
+    add_product(wide, x.shape[0], data, shape, layer, config, out, interpret)
     y = jax.freeze(out).sum(0) if interpret else jax.freeze(out)
     return y.reshape(x.shape[0], planes, -1)[..., : shape[1]]
 
@@ -95,6 +92,28 @@ def teams(consumers: int) -> int:
     if consumers not in (2, 4):
         raise ValueError(f"consumers must be 2 or 4, found {consumers}")
     return consumers // 2
+
+
+def add_product(
+    x: jax.Array,
+    rows: int,
+    data: jax.Array,
+    shape: tuple[int, int],
+    layer: jax.Array,
+    config: Mapping[str, int],
+    out,
+    interpret: bool = False,
+) -> None:
+    """The kernel alone: adds the product of codes, as tiles hold them, to `out`.
+
+    Args as for `accumulate`, but for x, `tiles.padded` already, of which `rows` are real, and
+      out: a Ref of int32 [1, R, P * tiles.ROWS * tiles along N]; interpreted, one a pair.
+    """
+    layers, planes = data.shape[:2]
+    along_n, along_k = tiles.grid(shape)
+    units = planes * along_n * along_k
+    kernel = _kernel(units, along_k, rows, interpret, **config)
+    kernel(jnp.reshape(layer, 1), data.reshape(layers * units, *operand.TILE), x, out)
 
 
 def _kernel(units, along_k, rows, interpret, *, blocks, stages, consumers):

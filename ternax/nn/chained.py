@@ -14,7 +14,7 @@ from jax import lax
 
 from ternax.kernels import target
 from ternax.kernels.backends import BACKENDS
-from ternax.kernels.pallas import tiles
+from ternax.kernels.pallas import backend, tiles
 from ternax.nn.attention import attend_cached
 from ternax.nn.cache import KVCache
 from ternax.nn.linear import PackedLinear
@@ -57,7 +57,7 @@ def run(
     stream = jnp.pad(x.reshape(rows, columns), ((0, padded - rows), (0, 0)))
     names, links = list(_whole(block)), _whole(block)
     stacks = {name: _stack(*pair) for name, pair in _pairs(block).items()}
-    config = chain.heuristic(target.current().core_count)
+    config = backend.chain_heuristic([link.shape for link in links.values()], rows)
 
     def weights(name, layer):
         data, scale, norm = stacks[name]

@@ -55,7 +55,7 @@ def test_refuses_in_one_line(capsys, argv, message):
 
 def test_refuses_what_does_not_fit_before_making_it(capsys, monkeypatch):
     monkeypatch.setattr(bench, "free_bytes", lambda: 1 << 30)
-    monkeypatch.setattr(bench, "_fill", None)
+    monkeypatch.setattr(bench, "fill", None)
     code, records, err = run(capsys, "--shapes=70b")
     assert (code, records) == (3, [])
     assert "70b:head needs 1.1 GB of weights, 1.1 GB are free" in err
@@ -90,7 +90,7 @@ def test_records_say_what_was_measured(capsys, monkeypatch):
 
 @pytest.mark.parametrize("format", sorted(FORMATS))
 def test_random_weights_are_valid(format):
-    data = bench._fill(jnp.zeros((3, 1, 40, FORMATS[format].row_bytes(64)), jnp.uint8), format)
+    data = bench.fill(jnp.zeros((3, 1, 40, FORMATS[format].row_bytes(64)), jnp.uint8), format)
     assert not packing.has_invalid_codes(data, format)
     values = packing.unpack_numpy(np.asarray(data), format, 64)
     assert len(np.unique(values)) >= min(3, FORMATS[format].high)
@@ -98,7 +98,7 @@ def test_random_weights_are_valid(format):
 
 
 def test_a_sample_multiplies_every_layer_as_often():
-    data = bench._fill(jnp.zeros((3, 1, 40, 12), jnp.uint8), "trit2")
+    data = bench.fill(jnp.zeros((3, 1, 40, 12), jnp.uint8), "trit2")
     w = Packed(data, jnp.ones((3, 1, 1, 1)), shape=(48, 40))
     values = packing.unpack_numpy(np.asarray(data), "trit2", 48)[:, 0].astype(np.int64)
     x = np.arange(-48, 48, dtype=np.int8).reshape(2, 48)

@@ -1,0 +1,54 @@
+"""What a chain is held against, held against the chain itself as the interpreter runs it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ternax.gpu import chains
+from ternax.kernels import bench, ring
+from ternax.kernels.packing import FORMATS, Packed
+from ternax.kernels.pallas import backend, chain, tiles
+
+if jax.__version_info__ < backend.MIN_JAX:
+    pytest.skip("this jax has no interpreter of Mosaic GPU", allow_module_level=True)
+
+LINKS = (
+    chain.Link((96, 64), "input", False, 0.0),
+    chain.Link((64, 320), "residual", True, 1e-5),
+    chain.Link((160, 64), "silu", False, 0.0),
+    chain.Link((64, 128), "residual", True, 1e-5),
+)
+
+
+def made(link):
+    k_size, n = link.shape
+    data = jnp.zeros((2, 1, n, FORMATS["trit2"].row_bytes(k_size)), jnp.uint8)
+    w = Packed(bench.fill(data, "trit2"), jnp.ones((2, 1, 1, 1)), shape=link.shape)
+    scale = jnp.abs(ring.random_bits((2, n), jnp.bfloat16).astype(jnp.float32)) / k_size**0.5
+    norm = jnp.ones((2, k_size)) if link.normed else None
+    return tiles.repack(w), scale, norm
+
+
+def test_its_steps_are_the_chain():
+    rows, weights = 2, [made(link) for link in LINKS]
+    stream, given = chains._inputs(LINKS, rows)
+    one = jnp.int32(1)
+    arrays = [chain.Weights(w.data, scale, norm, one, one) for w, scale, norm in weights]
+    config = {**chain.heuristic(1), "stages": 4, "ahead": 3}
+    found, after = jax.jit(
+        lambda stream, given: chain.run(LINKS, arrays, stream, given, rows, config, interpret=True)
+    )(stream, given)
+    expected, expected_after = chains.in_steps(LINKS, weights, 1, stream[:rows], given[:rows])
+    for ours, theirs in ((found, expected), (after, expected_after)):
+        off = np.max(np.abs(ours[:rows] - theirs)) / np.max(np.abs(theirs))
+        assert off <= chains.ERROR
+    # Of gate and up, rows whose codes are lost are seen.
+    w, *rest = weights[1]
+    lost = dataclasses.replace(w, data=w.data.at[1, 0, 0, :512].set(0))
+    other, _ = chains.in_steps(
+        LINKS, [weights[0], (lost, *rest), *weights[2:]], 1, stream[:rows], given[:rows]
+    )
+    assert np.max(np.abs(other - expected)) / np.max(np.abs(expected)) > chains.ERROR
