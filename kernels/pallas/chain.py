@@ -34,6 +34,8 @@ from . import decode, operand, skinny, tiles
 MAX_ROWS = decode.MAX_ROWS
 # A warp takes one row and its lanes 32 columns: sums along a row need no other warp.
 _WARPS, _LANES = 4, 32
+# A tile's k at its four bit positions.
+_SLICES = (tiles.TILE_K // tiles.SLICE, tiles.SLICE)
 # ternax.quant: the least magnitude that a scale is made of.
 _EPS = 1e-5
 # Of a block on Hopper, less what barriers take.
@@ -85,7 +87,11 @@ GATES = {"silu": lambda x: x * jax.nn.sigmoid(x), "relu2": lambda x: jnp.square(
 
 
 def padded_rows(rows: int) -> int:
-    """Rows of the arrays that chains pass on: columns of wgmma come in eights."""
+    """Rows of the arrays that chains pass on: one for each warp, or as wgmma has columns."""
+    return _WARPS if rows == 1 else _wgmma_columns(rows)
+
+
+def _wgmma_columns(rows: int) -> int:
     return -(-rows // 8) * 8
 
 
@@ -112,7 +118,7 @@ def heuristic(blocks: int) -> dict[str, int]:
 
 def _stages(links: Sequence[Link], rows: int, blocks: int) -> int:
     """Tiles that fit in shared memory beside a block's activations."""
-    tile_rows = padded_rows(rows)
+    tile_rows = _wgmma_columns(rows)
     held = max(tiles.grid(link.shape)[1] // parts(link.shape, rows, blocks) for link in links)
     return (_SHARED_BYTES - held * tile_rows * tiles.TILE_K) // tiles.TILE_BYTES
 
@@ -129,7 +135,7 @@ def parts(shape: tuple[int, int], rows: int, blocks: int) -> int:
 
     def cost(count):
         held = along_k // count
-        read = held * padded_rows(rows) * tiles.TILE_K
+        read = held * _wgmma_columns(rows) * tiles.TILE_K
         return read > room, read + (share / held + 1) * (_END_BYTES + _ADD_BYTES * rows)
 
     return min((p for p in range(1, along_k + 1) if not (along_k % p or blocks % p)), key=cost)
@@ -209,6 +215,7 @@ def _kernel(links, stacked, rows, columns, leaves, interpret, *, blocks, stages,
     pairs = decode.teams(consumers)
     stages = min(stages, _stages(links, rows, blocks)) // pairs * pairs
     workers, padded = blocks * consumers, padded_rows(rows)
+    tile_rows = _wgmma_columns(rows)
     single, fours = _layout(_LANES, 1), _layout(_LANES, 4)
     grids = [tiles.grid(link.shape) for link in links]
     counts = [parts(link.shape, rows, blocks) for link in links]
@@ -363,11 +370,17 @@ def _kernel(links, stacked, rows, columns, leaves, interpret, *, blocks, stages,
             ]
 
         def shares(ref, size, reduce):
-            """[padded]: the workers' shares of a row's statistic, of `size` columns, together."""
+            """[padded]: the workers' shares of a row's statistic, of `size` columns, together.
+
+            Of one row, every warp has it.
+            """
             count = chunks(size, workers).count
-            width = -(-count // _LANES) * _LANES
-            found = read(ref.at[:, pl.ds(0, width)])
-            return reduce(jnp.where(column_index(width) < count, found, 0), axis=1)
+            cols = pl.ds(0, -(-count // _LANES) * _LANES)
+            if rows == 1:
+                found = over_rows(read(ref.at[0, cols], single.reduce(0)), single)
+            else:
+                found = read(ref.at[:, cols])
+            return reduce(jnp.where(column_index(found.shape[1]) < count, found, 0), axis=1)
 
         def clear():
             """Sums begin at zero, and so do values beyond K."""
@@ -387,12 +400,16 @@ def _kernel(links, stacked, rows, columns, leaves, interpret, *, blocks, stages,
                         values[i][:, pl.ds(k, pad)] = zeros((padded, pad), jnp.float32)
 
         def load_values(i, j, first, width):
-            """f32 [padded, width] of the block's j-th tile, columns `first` on."""
+            """f32 [padded, width] of the block's j-th tile, columns `first` on; of one row the
+            whole tile, [4, 128], a slice for each warp."""
             first_k, _, _ = share(i)
-            cols = pl.ds((first_k + j) * tiles.TILE_K + first, width)
-            if rows == 1:
-                return over_rows(read(values[i].at[0, cols], fours.reduce(0)), fours)
-            return read(values[i].at[:, cols], fours)
+            tile = first_k + j
+            if rows > 1:
+                return read(values[i].at[:, pl.ds(tile * tiles.TILE_K + first, width)], fours)
+            if interpret:
+                return values[i][0, pl.ds(tile * tiles.TILE_K, width)].reshape(_SLICES)
+            slices = values[i].reshape(padded, -1, tiles.SLICE)
+            return read(slices.at[0, pl.ds(tile * _SLICES[0], _SLICES[0])], fours)
 
         def turns(i):
             """This group's tiles of those whose activations the block holds; some come twice."""
@@ -405,22 +422,23 @@ def _kernel(links, stacked, rows, columns, leaves, interpret, *, blocks, stages,
             loaded: their values, where there is one row; else they are read here.
             """
             factor = cast(factor, fours.reduce(1))
-            width = tiles.TILE_K * 8 // padded  # of more rows registers hold fewer columns
+            width = tiles.TILE_K * 8 // tile_rows  # of more rows registers hold fewer columns
 
-            def leave(j, first, value):
-                digits = rounded(value * over_columns(factor, value.shape[1]))
-                x_smem[j, :, pl.ds(first, value.shape[1])] = digits.astype(jnp.int8)
+            def digits(value):
+                found = rounded(value * over_columns(factor, value.shape[1]))
+                return found.astype(jnp.int8)
 
-            if rows == 1:
+            if rows == 1:  # the first of eight rows, which no swizzle moves
                 for j, value in zip(turns(i), loaded, strict=True):
-                    leave(j, 0, value)
+                    x_smem[j, :, 0, :] = digits(value)
             else:
 
                 @pl.loop(0, -(-held[i] // consumers))
                 def _(turn):
                     j = jnp.minimum(group + turn * consumers, held[i] - 1)
                     for first in range(0, tiles.TILE_K, width):
-                        leave(j, first, load_values(i, j, first, width))
+                        value = load_values(i, j, first, width)
+                        x_smem[j, :, pl.ds(first, width)] = digits(value)
 
             if not interpret:
                 plgpu.commit_smem()
@@ -523,7 +541,7 @@ def _kernel(links, stacked, rows, columns, leaves, interpret, *, blocks, stages,
                     return found
 
                 accumulators = lax.fori_loop(
-                    turn(first), turn(last), one, skinny.zeros(padded, interpret)
+                    turn(first), turn(last), one, skinny.zeros(tile_rows, interpret)
                 )
                 column = n * tiles.ROWS + half * tiles.HALF
                 out_sums = sums[i].at[team if interpret else 0]
@@ -556,7 +574,9 @@ def _kernel(links, stacked, rows, columns, leaves, interpret, *, blocks, stages,
     ]
     scratch = [
         plgpu.SMEM((stages, *operand.TILE), jnp.uint8),
-        plgpu.SMEM((max(held), padded, tiles.TILE_K), jnp.int8, transforms=skinny.SWIZZLED),
+        plgpu.SMEM((max(held), *_SLICES[:1], 8, tiles.SLICE), jnp.int8)
+        if rows == 1
+        else plgpu.SMEM((max(held), tile_rows, tiles.TILE_K), jnp.int8, transforms=skinny.SWIZZLED),
         plgpu.Barrier(num_barriers=stages),
         plgpu.Barrier(num_arrivals=2, num_barriers=stages),
         plgpu.Barrier(num_arrivals=consumers, num_barriers=len(links)),

@@ -29,7 +29,8 @@ def zeros(rows: int, interpret: bool) -> tuple[jax.Array, ...]:
 def multiply(accumulators, data, half, x, interpret: bool) -> tuple[jax.Array, ...]:
     """Accumulators with the product of half a tile added, each bit position to its own.
 
-    data: the tile, x: its activations int8 [rows, 512], both in shared memory; half: 0 or 1.
+    data: the tile, x: its activations int8 [rows, 512] (SWIZZLED), or [4, 8, 128], of which the
+    first row counts, both in shared memory; half: 0 or 1.
     """
     at = operand.quarters(half)
     if not interpret:
@@ -40,17 +41,22 @@ def multiply(accumulators, data, half, x, interpret: bool) -> tuple[jax.Array, .
     found = []
     for p, accumulator in enumerate(accumulators):
         masked = codes & jnp.uint8(3 << (2 * p))
-        digits = x[:, pl.ds(tiles.SLICE * p, tiles.SLICE)].astype(jnp.int32)
+        digits = x[p] if _is_plain(x) else x[:, pl.ds(tiles.SLICE * p, tiles.SLICE)]
         in_place = lax.bitcast_convert_type(masked, jnp.int8).astype(jnp.int32)
-        found.append(accumulator + in_place @ digits.T)
+        found.append(accumulator + in_place @ digits.astype(jnp.int32).T)
     return tuple(found)
+
+
+def _is_plain(x) -> bool:
+    return len(x.shape) == 3
 
 
 def _multiply(layout, parts, x, accumulators):
     """The same as instructions: 64 masks, then 16 of wgmma, positions in turn."""
     rows = accumulators[0].shape[1]
     sums = plgpu.ShapeDtypeStruct((tiles.HALF, rows), jnp.int32, layout=_SUMS)
-    of = (layout,) * operand.PARTS, plgpu.RefType(SWIZZLED), (_SUMS,) * _POSITIONS
+    kind = plgpu.RefType(() if _is_plain(x) else SWIZZLED)
+    of = (layout,) * operand.PARTS, kind, (_SUMS,) * _POSITIONS
 
     @plgpu.inline_mgpu(arg_types=of, return_type=(sums,) * _POSITIONS)
     def emit(_, parts, x, accumulators):
