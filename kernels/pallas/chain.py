@@ -249,7 +249,9 @@ def _kernel(links, stacked, rows, columns, leaves, interpret, *, blocks, stages,
 
     def body(*refs):
         refs = iter(refs)
-        at, stream_in = next(refs), next(refs)
+        at = next(refs)
+        at = [at[index] for index in range(2 * len(links))]  # once: memory is far
+        stream_in = next(refs)
         given = next(refs) if links[0].enter == "input" else None
         data, scale, norm = [], [], []
         for link in links:
