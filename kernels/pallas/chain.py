@@ -111,9 +111,9 @@ def why_not(links: Sequence[Link], rows: int, blocks: int) -> str | None:
 
 def heuristic(blocks: int) -> dict[str, int]:
     """Settings on a GPU of `blocks` processors: all the stages that shared memory has room for,
-    and half of L2 (132 blocks: 35 MB), since what memory sends while a projection is entered
+    and half of L2 (132 blocks: 26 MB), since what memory sends while a projection is entered
     need not be waited for afterwards."""
-    return {"blocks": blocks, "stages": 16, "ahead": 16, "consumers": 2}
+    return {"blocks": blocks, "stages": 16, "ahead": 12, "consumers": 2}
 
 
 def _stages(links: Sequence[Link], rows: int, blocks: int) -> int:
