@@ -26,7 +26,7 @@ def zeros(rows: int, interpret: bool) -> tuple[jax.Array, ...]:
     return (zero if interpret else plgpu.layout_cast(zero, _SUMS),) * _POSITIONS
 
 
-def multiply(accumulators, data, half, x, interpret: bool) -> tuple[jax.Array, ...]:
+def multiply(accumulators, data, half, x, interpret):
     """Accumulators with the product of half a tile added, each bit position to its own.
 
     data: the tile, x: its activations int8 [rows, 512] (SWIZZLED), or [4, 8, 128], of which the

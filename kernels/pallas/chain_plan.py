@@ -1,0 +1,245 @@
+"""The plan of a chain: its links, and how blocks and warpgroups share them. See `chain.py`."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from . import decode, tiles
+
+MAX_ROWS = decode.MAX_ROWS
+# A warp takes one row and its lanes 32 columns: sums along a row need no other warp.
+_WARPS, LANES = 4, 32
+# A tile's k at its four bit positions.
+SLICES = (tiles.TILE_K // tiles.SLICE, tiles.SLICE)
+# Of a block on Hopper, less what barriers take.
+_SHARED_BYTES = 232448 - 1024
+MIN_STAGES = 4
+# Fetching so many bytes of weights takes as long as the end of a row of tiles: 100 cycles, and
+# atomic additions of 128 sums a row of activations, of which an H200 does 300 a ns.
+_END_BYTES, _ADD_BYTES = 1500, 1700
+# Adding and subtracting it rounds |x| < 2^22 to an integer, half to even.
+_ROUND = 1.5 * 2.0**23
+
+
+class Link(NamedTuple):
+    """One projection of a chain.
+
+    Attributes:
+      shape: (K, N).
+      enter: what it reads. "input": the chain's input; "stream": the residual stream; "residual":
+        the stream, to which the last product is added first; or the name of a gate, of the last
+        product's two halves.
+      normed: whether RMSNorm stands in front.
+      eps: of the norm.
+    """
+
+    shape: tuple[int, int]
+    enter: str
+    normed: bool
+    eps: float
+
+
+class Weights(NamedTuple):
+    """What a link reads from memory.
+
+    Attributes:
+      data: uint8 [L, 1, *tiles.data_shape(shape)].
+      scale: f32 [L, N].
+      norm: f32 [L', K], or None.
+      layer, norm_layer: int32 [], which of the stacks.
+    """
+
+    data: jax.Array
+    scale: jax.Array
+    norm: jax.Array | None
+    layer: jax.Array
+    norm_layer: jax.Array
+
+
+GATES = {"silu": lambda x: x * jax.nn.sigmoid(x), "relu2": lambda x: jnp.square(jnp.maximum(x, 0))}
+
+
+def padded_rows(rows: int) -> int:
+    """Rows of the arrays that chains pass on: one for each warp, or as wgmma has columns."""
+    return _WARPS if rows == 1 else wgmma_columns(rows)
+
+
+def wgmma_columns(rows: int) -> int:
+    """Columns of wgmma for so many rows of activations."""
+    return -(-rows // 8) * 8
+
+
+def why_not(links: Sequence[Link], rows: int, blocks: int) -> str | None:
+    """None where a chain of the links can be made, else one line."""
+    if rows > MAX_ROWS:
+        return f"a chain takes {MAX_ROWS} rows, found {rows}"
+    for link in links:
+        for size in link.shape:
+            if size % LANES:
+                return f"a chain takes sizes that are multiples of {LANES}, found {size}"
+    if stages_that_fit(links, rows, blocks) < MIN_STAGES:
+        k_size = max(link.shape[0] for link in links)
+        return f"{rows} rows of K = {k_size} do not fit beside the weights in shared memory"
+    return None
+
+
+def heuristic(blocks: int) -> dict[str, int]:
+    """Settings on a GPU of `blocks` processors: all the stages that shared memory has room for,
+    since what memory sends while a projection is entered need not be waited for afterwards.
+    Nothing goes to L2 ahead of them: on an H200 that took longer, see docs/performance.md."""
+    return {"blocks": blocks, "stages": 16, "ahead": 0, "consumers": 2}
+
+
+def stages_that_fit(links: Sequence[Link], rows: int, blocks: int) -> int:
+    """Tiles that fit in shared memory beside a block's activations."""
+    tile_rows = wgmma_columns(rows)
+    held = max(tiles.grid(link.shape)[1] // parts(link.shape, rows, blocks) for link in links)
+    return (_SHARED_BYTES - held * tile_rows * tiles.TILE_K) // tiles.TILE_BYTES
+
+
+def parts(shape: tuple[int, int], rows: int, blocks: int) -> int:
+    """Into how many parts along K the blocks are divided, equal ones of both.
+
+    More parts mean fewer activations to hold and to read, and shorter rows of tiles, each of
+    which ends in additions to memory.
+    """
+    along_n, along_k = tiles.grid(shape)
+    share = along_n * along_k / blocks
+    room = _SHARED_BYTES - MIN_STAGES * tiles.TILE_BYTES
+
+    def cost(count):
+        held = along_k // count
+        read = held * wgmma_columns(rows) * tiles.TILE_K
+        return read > room, read + (share / held + 1) * (_END_BYTES + _ADD_BYTES * rows)
+
+    return min((p for p in range(1, along_k + 1) if not (along_k % p or blocks % p)), key=cost)
+
+
+class Chunks(NamedTuple):
+    """How a row of columns is shared: `width` to each of the first `workers`."""
+
+    width: int
+    workers: int
+
+
+def chunks(size: int, workers: int) -> Chunks:
+    """The narrowest equal parts of whole turns of a warp's lanes, as many as there are workers."""
+    turns = size // LANES
+    for each in range(1, turns + 1):
+        if turns % each == 0 and turns // each <= workers:
+            return Chunks(each * LANES, turns // each)
+    raise AssertionError("one chunk always fits")
+
+
+def layout(each: int):
+    """[rows, columns] of a warpgroup: a warp a row, a lane `each` columns side by side."""
+    tiling = plgpu.Tiling(((_WARPS, LANES * each), (each,)))
+    return plgpu.Layout.TILED(tiling, warp_dims=(-3,), lane_dims=(-2,), vector_dim=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a chain's kernel is compiled for.
+
+    Attributes:
+      links: the projections.
+      stacked: layers in the stack of each one's weights.
+      rows: of activations that are real.
+      columns: of the residual stream.
+      leaves: N of the last product, or None where it is added to the stream.
+      interpret: for the interpreter, which has one block, and neither layouts nor atomics.
+      blocks, stages, ahead, consumers: see `chain.run`.
+    """
+
+    links: tuple[Link, ...]
+    stacked: tuple[int, ...]
+    rows: int
+    columns: int
+    leaves: int | None
+    interpret: bool
+    blocks: int
+    stages: int
+    ahead: int
+    consumers: int
+
+    @property
+    def pairs(self) -> int:
+        return decode.teams(self.consumers)
+
+    @property
+    def workers(self) -> int:
+        """Warpgroups that enter and multiply, of all blocks."""
+        return self.blocks * self.consumers
+
+    @property
+    def padded(self) -> int:
+        return padded_rows(self.rows)
+
+    @property
+    def tile_rows(self) -> int:
+        return wgmma_columns(self.rows)
+
+    @property
+    def copies(self) -> int:
+        """Of sums. Where pairs of a block would add at once, the interpreter has one for each."""
+        return self.pairs if self.interpret else 1
+
+    @functools.cached_property
+    def grids(self) -> list[tuple[int, int]]:
+        """Tiles along N and K of each link."""
+        return [tiles.grid(link.shape) for link in self.links]
+
+    @functools.cached_property
+    def counts(self) -> list[int]:
+        """Parts along K of each link."""
+        return [parts(link.shape, self.rows, self.blocks) for link in self.links]
+
+    @functools.cached_property
+    def held(self) -> list[int]:
+        """Tiles along K of a part: those whose activations a block holds."""
+        pairs = zip(self.grids, self.counts, strict=True)
+        return [along_k // count for (_, along_k), count in pairs]
+
+    def share(self, i: int, block):
+        """(first tile along K of the block's part of link i, its units from, to)."""
+        in_part = self.blocks // self.counts[i]
+        within = lax.rem(block, in_part)
+        units = self.grids[i][0] * self.held[i]
+        start, stop = within * units // in_part, (within + 1) * units // in_part
+        return lax.div(block, in_part) * self.held[i], start, stop
+
+    # Arrays in registers: a warp a row.
+
+    def read(self, ref, how=None):
+        if self.interpret:
+            return ref[...]
+        return plgpu.load(ref, layout=how or layout(1), optimized=False)
+
+    def cast(self, value, how):
+        return value if self.interpret else plgpu.layout_cast(value, how)
+
+    def zeros(self, width: int, dtype):
+        return self.cast(jnp.zeros((self.padded, width), dtype), layout(1))
+
+    def over_columns(self, per_row, width: int):
+        return lax.broadcast_in_dim(per_row, (self.padded, width), (0,))
+
+    def over_rows(self, per_column):
+        shape = (self.padded, per_column.size)
+        return self.cast(lax.broadcast_in_dim(per_column, shape, (1,)), layout(1))
+
+    def column_index(self, width: int):
+        shape = (self.padded, width)
+        if self.interpret:
+            return lax.broadcasted_iota(jnp.int32, shape, 1)
+        return plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=layout(1))
+
+    def rounded(self, value):
+        value = jnp.round(value) if self.interpret else (value + _ROUND) - _ROUND
+        return value.astype(jnp.int32)
