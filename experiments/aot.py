@@ -54,6 +54,8 @@ def aot(args) -> None:
     print(row("planned", f"{planned:,} bytes of weights and cache"))
     whole, step = binary(found.prefill_bytes), binary(found.decode_bytes)
     print(row("besides", f"temporaries of prefill {whole}, of a step {step}"))
+    if found.launches is not None:
+        print(row("a layer", f"{found.launches:.4g} launches"))
     for one in found.found:
         print(row("a step", f"{one.times:4} x {one.kind} of {one.nbytes:,} bytes"))
     if found.found != found.planned:

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ternax import collectives, engine
+from ternax import collectives, engine, launches
 from ternax.collectives import Collective
 from ternax.config import ModelConfig
 from ternax.edit import fit_kernels
@@ -36,6 +36,7 @@ class Compiled:
       argument_bytes: weights, cache and state that a decode step is given.
       prefill_bytes, decode_bytes: what a call of each program allocates besides.
       found, planned: exchanges of a decode step, counted in the program and foretold.
+      launches: kernels launched for each layer of a decode step, or None, see `launches`.
     """
 
     argument_bytes: int
@@ -43,6 +44,7 @@ class Compiled:
     decode_bytes: int
     found: list[Collective]
     planned: list[Collective]
+    launches: float | None
 
     @property
     def temporary_bytes(self) -> int:
@@ -67,12 +69,14 @@ def compile_for(device: str, mesh: Mesh, config: ModelConfig, workload: Workload
     read = programs.prefill().memory_analysis()
     if memory is None or read is None:
         raise UsageError("the compiler plans no memory: jax and its CUDA plugin do not match")
+    text = step.as_text() or ""
     return Compiled(
         memory.argument_size_in_bytes,
         read.temp_size_in_bytes,
         memory.temp_size_in_bytes,
-        collectives.of_program(step.as_text() or "", config.num_layers),
+        collectives.of_program(text, config.num_layers),
         [] if layout is None else collectives.planned(layout, workload.batch),
+        launches.a_layer(text),
     )
 
 

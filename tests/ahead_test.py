@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ternax import ahead, collectives
+from ternax import ahead, collectives, launches
 from ternax.errors import UsageError
 from ternax.experiments import plan
 from ternax.kernels import aot
@@ -30,6 +30,49 @@ def test_a_decode_step_compiles_for_four_h200():
     )
     # Beside weights and cache a step takes a token, a flag and a key a row, and a count.
     assert compiled - planned == 4 + 1 + 8 + 4
+
+
+@pytest.mark.skipif(bool(aot.why_not()), reason=aot.why_not() or "")
+def test_a_step_of_one_h200_is_three_kernels_a_layer_and_fits():
+    """70b whole, 8,192 tokens: what runs, and what the compiler plans, in bytes."""
+    words = ["--config=70b", "--mesh=tensor:1", "--context=8192"]
+    command = [sys.executable, "-m", "experiments.aot", *words]
+    done = subprocess.run(
+        command, cwd=split.ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""}
+    )
+    assert done.returncode == 0, done.stderr
+    # Attention's two and the chain; the rest are copies and sums of a loop counter.
+    assert float(re.findall(r"a layer\s+([\d.]+) launches", done.stdout)[0]) <= 6
+    held = int(re.findall(r"compiled\s+([\d,]+) bytes", done.stdout)[0].replace(",", ""))
+    amount, unit = re.findall(r"of a step ([\d.]+) (\w+)", done.stdout)[0]
+    assert held + float(amount) * {"MiB": 2**20, "GiB": 2**30}[unit] < 30e9
+
+
+def test_launches_are_counted_in_the_loop_over_layers():
+    name = 'metadata={op_name="jit(decode)/while/body/while/body/'
+    text = f"""HloModule jit_decode
+
+%fused_add (param: s32[]) -> s32[] {{
+  ROOT %add.1 = s32[] add(%param, %param), {name}add"}}
+}}
+
+%region_1 (arg: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {{
+  %arg = (s32[], f32[4,8]) parameter(0)
+  %one = s32[] get-tuple-element(%arg), index=0
+  %copy.1 = s32[1] copy(%one)
+  %loop_add_fusion = s32[] fusion(%one), kind=kLoop, calls=%fused_add, {name}add"}}
+  %mpmd_map.1 = (f32[4,8], f32[4,8]) custom-call(%one), {name}jit(_run)/ternax_chain/mpmd_map"}}
+  %mpmd_map.2 = (f32[4,8], f32[4,8]) custom-call(%one), {name}jit(_run)/ternax_chain/mpmd_map"}}
+  ROOT %tuple.1 = (s32[], f32[4,8]) tuple(%one, %one)
+}}
+
+ENTRY %main (p: s32[]) -> s32[] {{
+  ROOT %p = s32[] parameter(0)
+}}
+"""
+    assert launches.a_layer(text) == 2  # a copy, a fusion and two chains, for two layers
+    assert launches.a_layer(text.replace("ternax_chain", "ternax_decode")) == 4
+    assert launches.a_layer("ENTRY %main (p: s32[]) -> s32[] {\n}\n") is None
 
 
 @pytest.mark.skipif(bool(aot.why_not()), reason=aot.why_not() or "")

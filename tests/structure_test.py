@@ -57,6 +57,7 @@ LAYERS = (
     (
         "ternax.audit",
         "ternax.collectives",
+        "ternax.launches",
         "ternax.prediction",
         "ternax.quantized",
         "ternax.row_order",
