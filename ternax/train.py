@@ -194,6 +194,14 @@ class Trainer:
             + sizes.temp_size_in_bytes
         )
 
+    def state_bytes(self) -> int:
+        """Of these, what lies there between steps on one device."""
+        return sum(
+            leaf.addressable_shards[0].data.nbytes
+            for leaf in jax.tree.leaves((self.state, self._fixed))
+            if isinstance(leaf, jax.Array)
+        )
+
     def advance(self, tokens: np.ndarray) -> tuple[jax.Array, jax.Array]:
         """One update. tokens: int32 [batch, length + 1] -> (loss, gradient norm), f32 []."""
         placed = self._place.put_rows(tokens.reshape(self._shape))

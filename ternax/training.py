@@ -32,7 +32,7 @@ from ternax.errors import (
     UsageError,
 )
 from ternax.interrupt import Stop
-from ternax.machine import on_host, peak_resident_bytes, reset_peak, sharing
+from ternax.machine import on_host, peak_resident_bytes, reset_peak, resident_bytes, sharing
 from ternax.measure import device_name, memory_available_bytes
 from ternax.models import Decoder
 from ternax.placement import Placement
@@ -181,6 +181,7 @@ class TrainRun:
         first, next_save = trainer.step, trainer.step + self.save_every
         device = jax.local_devices()[0]
         reset_peak()
+        self._planned_bytes = planned_memory_bytes(trainer, device)
         peak_bytes: list[int | None] = []
 
         def report(progress: Progress) -> None:
@@ -237,7 +238,7 @@ class TrainRun:
                 "loss_nats": reports[-1]["loss_nats"],
                 "matrix_gflops_per_s": matrix,
                 "share_of_matrix_rate": rate * flops / 1e9 / matrix,
-                "planned_memory_bytes": planned_memory_bytes(trainer),
+                "planned_memory_bytes": self._planned_bytes,
                 "parameters": _count(trainer),
             }
             | ({} if peak_bytes is None else {"peak_memory_bytes": peak_bytes}),
@@ -306,9 +307,13 @@ class TrainRun:
             )
 
 
-def planned_memory_bytes(trainer: Trainer) -> int:
-    """What the process holds at most during a step: the step's own, and on a host the runtime's."""
-    return trainer.planned_bytes() + (cost.RUNTIME_BYTES if on_host(jax.devices()[0]) else 0)
+def planned_memory_bytes(trainer: Trainer, device) -> int:
+    """What is held at most during a step, asked for before the first: the compiler's plan of what a
+    step takes, and what the process holds already, its state apart, which that counts too."""
+    held = resident_bytes(device)
+    if held is None:
+        return trainer.planned_bytes() + (cost.RUNTIME_BYTES if on_host(device) else 0)
+    return held + sharing(device) * (trainer.planned_bytes() - trainer.state_bytes())
 
 
 def final_state(directory: pathlib.Path) -> dict:
