@@ -10,6 +10,7 @@ from ternax.errors import UsageError
 from ternax.kernels import target
 from ternax.kernels.backends import BACKENDS, ORDER
 from ternax.kernels.packing import CANONICAL, Packed
+from ternax.kernels.pallas import tiles
 from ternax.models import Decoder
 from ternax.nn.linear import COMPUTE, PackedLinear, QuantLinear
 from ternax.nn.table import TABLE_FORMATS, PackedTable
@@ -85,6 +86,8 @@ def fit_kernels(model: Decoder) -> Decoder:
 
     That is the canonical one on processors, and tiles on a GPU that has a kernel for them.
     """
+    if model.layout is not None:
+        return model  # parts of a split model run in their own order
     for node in _packed_linears(model):
         packed = node.packed
         if packed.layout != CANONICAL or packed.format != "trit2":
@@ -103,8 +106,23 @@ def fit_kernels(model: Decoder) -> Decoder:
     return model
 
 
-def _packed_linears(model: Decoder):
-    return [node for _, node in nnx.iter_modules(model) if type(node) is PackedLinear]
+def canonical_codes(model: Decoder) -> Decoder:
+    """Undoes `fit_kernels`, in place; the model, with the bytes that are saved and struck."""
+    for node in _packed_linears(model):
+        if node.layout == tiles.LAYOUT:
+            node.data.set_value(tiles.canonical_stack(node.packed).data)
+            node.layout = CANONICAL
+    return model
+
+
+def _packed_linears(model: Decoder) -> list[PackedLinear]:
+    """Projections that run as they are stored; those struck at every read keep their bytes."""
+    found = [
+        getattr(getattr(model.layers, branch), name, None)
+        for branch, fused in _FUSED.items()
+        for name in fused
+    ]
+    return [linear for linear in found if type(linear) is PackedLinear]
 
 
 def _is_abstract(array) -> bool:

@@ -78,26 +78,48 @@ def repack_stack(w: Packed) -> Packed:
     written over them, and nothing of a stack's size is allocated.
     """
     _expect(w, CANONICAL)
-    return dataclasses.replace(w, data=_repack_data(w.data, w.shape), layout=LAYOUT)
+    return dataclasses.replace(w, data=_by_layers(w.data, w.shape, LAYOUT), layout=LAYOUT)
 
 
-@functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
-def _repack_data(data: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    layers, planes = data.shape[:2]
-    whole = (layers, planes, *data_shape(shape))
+def canonical_stack(w: Packed) -> Packed:
+    """Inverse of `repack_stack`, as sparing."""
+    _expect(w, LAYOUT)
+    return dataclasses.replace(w, data=_by_layers(w.data, w.shape, CANONICAL), layout=CANONICAL)
 
-    def tiled(layer):
+
+def _by_layers(data: jax.Array, shape: tuple[int, int], to: str) -> jax.Array:
+    like = jax.eval_shape(
+        functools.partial(_turned, shape=shape, to=to),
+        jax.ShapeDtypeStruct(data.shape[1:], data.dtype),
+    )
+    same = math.prod(like.shape) == math.prod(data.shape[1:])
+    return (_in_place if same else _beside)(data, shape, to)
+
+
+def _turned(layer: jax.Array, shape: tuple[int, int], to: str) -> jax.Array:
+    """The bytes [P, ...] of one layer in the other order."""
+    if to == LAYOUT:
         return repack(Packed(layer, jnp.zeros(()), shape=shape)).data
+    return canonical(Packed(layer, jnp.zeros(()), layout=LAYOUT, shape=shape)).data
 
-    if math.prod(whole) != data.size:
-        return jax.lax.map(tiled, data)
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _beside(data, shape, to):
+    return jax.lax.map(lambda layer: _turned(layer, shape, to), data)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=0)
+def _in_place(data, shape, to):
+    layers, *one = data.shape
+    like = jax.eval_shape(lambda layer: _turned(layer, shape, to), data[0])
 
     def body(i, flat):
-        layer = jax.lax.dynamic_index_in_dim(flat, i, keepdims=False).reshape(data.shape[1:])
-        return jax.lax.dynamic_update_index_in_dim(flat, tiled(layer).reshape(-1), i, 0)
+        layer = jax.lax.dynamic_index_in_dim(flat, i, keepdims=False).reshape(one)
+        turned = _turned(layer, shape, to).reshape(-1)
+        return jax.lax.dynamic_update_index_in_dim(flat, turned, i, 0)
 
     flat = jax.lax.fori_loop(0, layers, body, data.reshape(layers, -1))
-    return flat.reshape(whole)
+    return flat.reshape(layers, *like.shape)
 
 
 def canonical(w: Packed) -> Packed:
