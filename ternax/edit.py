@@ -10,6 +10,7 @@ from ternax.errors import UsageError
 from ternax.kernels import target
 from ternax.kernels.backends import BACKENDS, ORDER
 from ternax.kernels.packing import CANONICAL, Packed
+from ternax.kernels.pallas import tiles
 from ternax.models import Decoder
 from ternax.nn.linear import COMPUTE, PackedLinear, QuantLinear
 from ternax.nn.table import TABLE_FORMATS, PackedTable
@@ -83,7 +84,8 @@ def pack_model(
 def fit_kernels(model: Decoder) -> Decoder:
     """Puts packed projections, in place, into the order that the kernels here read; the model.
 
-    That is the canonical one on processors, and tiles on a GPU that has a kernel for them.
+    That is the canonical one on processors, and tiles on a GPU that has a kernel for them. Canonical
+    bytes are given up: who shares them with another model copies them first.
     """
     for node in _packed_linears(model):
         packed = node.packed
@@ -100,6 +102,19 @@ def fit_kernels(model: Decoder) -> Decoder:
                 node.data.set_value(tiled.data)
                 node.layout = tiled.layout
                 break
+    return model
+
+
+def stored_order(model: Decoder) -> Decoder:
+    """Puts packed projections, in place, back into canonical order; the model.
+
+    In it files and noises have rows. The other way is `fit_kernels`.
+    """
+    for node in _packed_linears(model):
+        if node.layout == tiles.LAYOUT:
+            stored = tiles.canonical_stack(node.packed)
+            node.data.set_value(stored.data)
+            node.layout = stored.layout
     return model
 
 

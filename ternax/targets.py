@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from ternax.configs import nearest
-from ternax.edit import is_packed, packed_parts
+from ternax.edit import is_packed, packed_parts, stored_order
 from ternax.errors import UsageError
 from ternax.gather import columns_of, rows_of, whole_leaf
 from ternax.kernels.packing import FLOAT_FORMATS
@@ -62,7 +62,8 @@ class Target:
 
 
 def targets(model: Decoder) -> Iterator[Target]:
-    """Everything that weights are stored in, all layers of it."""
+    """Everything that weights are stored in, all layers of it; rows are put where they are stored."""
+    stored_order(model)
     layers = tuple(range(model.config.num_layers))
     layout = model.layout if model.layout is not None and model.layout.across else None
     first: dict[int, int] = {}

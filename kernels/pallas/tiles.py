@@ -78,26 +78,29 @@ def repack_stack(w: Packed) -> Packed:
     written over them, and nothing of a stack's size is allocated.
     """
     _expect(w, CANONICAL)
-    return dataclasses.replace(w, data=_repack_data(w.data, w.shape), layout=LAYOUT)
+    fits = math.prod(data_shape(w.shape)) == math.prod(w.data.shape[-2:])
+    data = (_tiled_over if fits else _tiled_beside)(w.data, w.shape)
+    return dataclasses.replace(w, data=data, layout=LAYOUT)
+
+
+def _tiled(layer: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    return repack(Packed(layer, jnp.zeros(()), shape=shape)).data
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _tiled_beside(data: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    return jax.lax.map(lambda layer: _tiled(layer, shape), data)
 
 
 @functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
-def _repack_data(data: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    layers, planes = data.shape[:2]
-    whole = (layers, planes, *data_shape(shape))
-
-    def tiled(layer):
-        return repack(Packed(layer, jnp.zeros(()), shape=shape)).data
-
-    if math.prod(whole) != data.size:
-        return jax.lax.map(tiled, data)
-
+def _tiled_over(data: jax.Array, shape: tuple[int, int]) -> jax.Array:
     def body(i, flat):
         layer = jax.lax.dynamic_index_in_dim(flat, i, keepdims=False).reshape(data.shape[1:])
-        return jax.lax.dynamic_update_index_in_dim(flat, tiled(layer).reshape(-1), i, 0)
+        return jax.lax.dynamic_update_index_in_dim(flat, _tiled(layer, shape).reshape(-1), i, 0)
 
+    layers, planes = data.shape[:2]
     flat = jax.lax.fori_loop(0, layers, body, data.reshape(layers, -1))
-    return flat.reshape(whole)
+    return flat.reshape(layers, planes, *data_shape(shape))
 
 
 def canonical(w: Packed) -> Packed:
@@ -112,6 +115,20 @@ def canonical(w: Packed) -> Packed:
     rows = rows.reshape(*lead, along_n * ROWS, along_k * ROWS)
     data = rows[..., : w.shape[1], : math.ceil(w.shape[0] / 16) * 4]
     return dataclasses.replace(w, data=data, layout=CANONICAL)
+
+
+def canonical_stack(w: Packed) -> Packed:
+    """`canonical` of a stack [L, P, T, bytes], a layer at a time; leaves `w.data` as it is."""
+    _expect(w, LAYOUT)
+    return dataclasses.replace(w, data=_canonical_data(w.data, w.shape), layout=CANONICAL)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _canonical_data(data: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    def rows(layer):
+        return canonical(Packed(layer, jnp.zeros(()), layout=LAYOUT, shape=shape)).data
+
+    return jax.lax.map(rows, data)
 
 
 def _exchanged(bytes_: jax.Array) -> list[jax.Array]:
