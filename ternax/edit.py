@@ -84,8 +84,8 @@ def pack_model(
 def fit_kernels(model: Decoder) -> Decoder:
     """Puts packed projections, in place, into the order that the kernels here read; the model.
 
-    That is the canonical one on processors, and tiles on a GPU that has a kernel for them. Canonical
-    bytes are given up: who shares them with another model copies them first.
+    That is the canonical one on processors, and tiles on a GPU that has a kernel for them.
+    Canonical bytes are given up: who shares them with another model copies them first.
     """
     for node in _packed_linears(model):
         packed = node.packed

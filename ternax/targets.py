@@ -62,7 +62,7 @@ class Target:
 
 
 def targets(model: Decoder) -> Iterator[Target]:
-    """Everything that weights are stored in, all layers of it; rows are put where they are stored."""
+    """Everything that weights are stored in, all layers of it; put in stored order first."""
     stored_order(model)
     layers = tuple(range(model.config.num_layers))
     layout = model.layout if model.layout is not None and model.layout.across else None

@@ -105,7 +105,7 @@ def _with(model: Decoder, codes_of: Callable[[str], np.ndarray | None]) -> Decod
 
 
 def _apart(model: Decoder) -> Decoder:
-    """A copy: a GPU's kernels reorder a model's bytes in place. UsageError where they are split over devices."""
+    """A copy, since a GPU's kernels reorder bytes in place. UsageError where devices share them."""
     if model.layout is not None and model.layout.across:
         raise UsageError(
             f"trits are moved in whole matrices, found a model split over {model.layout}: load it "

@@ -167,7 +167,9 @@ def chain_heuristic(shapes: Sequence[tuple[int, int]], rows: int) -> Mapping[str
     widest = max(shapes, key=lambda shape: shape[0] * shape[1])
     tuned = tuning.settings(device.kind, widest, rows, "chain") or {}
     # A file may be older than a setting.
-    return {k: tuned.get(k, v) for k, v in chain.heuristic(device.core_count).items()}
+    found = {k: tuned.get(k, v) for k, v in chain.heuristic(device.core_count).items()}
+    # Blocks wait for one another: more than there are processors would wait for ever.
+    return found | {"blocks": min(found["blocks"], device.core_count)}
 
 
 def run(
