@@ -124,8 +124,11 @@ def ternary_matmul_transposed(g: jax.Array, w: Packed, *, layer=None) -> jax.Arr
 
 
 def _transposed(g, w: Packed, layer):
-    """`reference.transposed` of any layout."""
-    return reference.transposed(g, tiles.canonical(w) if w.layout == tiles.LAYOUT else w, layer)
+    """`reference.transposed` of any layout. w: a stack, of which one layer is read."""
+    if w.layout == tiles.LAYOUT:
+        one = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, layer), w)
+        w, layer = tiles.canonical(one), jnp.int32(0)
+    return reference.transposed(g, w, layer)
 
 
 def _run(static, digits, x_scale, w: Packed, layer):

@@ -115,9 +115,9 @@ def space(cores: int, rows: int) -> list[dict[str, int]]:
 
 
 def chain_space(first: Mapping[str, int]) -> list[dict[str, int]]:
-    """The same of a chain, round its heuristic's settings: more or fewer tiles on their way into
-    L2, or none, and fewer stages."""
-    ahead = [{**first, "ahead": tiles_ahead} for tiles_ahead in (0, 8, 32)]
+    """The same of a chain, round its heuristic's settings: tiles on their way into L2, and fewer
+    stages."""
+    ahead = [{**first, "ahead": tiles_ahead} for tiles_ahead in (8, 32)]
     return [dict(first), *ahead, *({**first, "stages": stages} for stages in (8, 6))]
 
 

@@ -105,14 +105,14 @@ def _with(model: Decoder, codes_of: Callable[[str], np.ndarray | None]) -> Decod
 
 
 def _apart(model: Decoder) -> Decoder:
-    """The same arrays in variables of its own. UsageError where they are split over devices."""
+    """A copy, since a GPU's kernels reorder bytes in place. UsageError where devices share them."""
     if model.layout is not None and model.layout.across:
         raise UsageError(
             f"trits are moved in whole matrices, found a model split over {model.layout}: load it "
             "without a mesh, or over data"
         )
     graph, leaves = nnx.split(model)
-    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf, leaves))
+    return nnx.merge(graph, jax.tree.map(jnp.copy, leaves))
 
 
 def _random(key: jax.Array, name: str) -> np.random.Generator:

@@ -34,6 +34,8 @@ _MAX_TABLE_ROWS = 256
 def why_not(platform: str, x, w: Packed | None) -> str | None:
     """None where the kernels run, on a GPU that has passed their self-test; else one line.
 
+    Says aloud where a GPU has failed it.
+
     Raises:
       tuning.TunedFileError: they would, but not by the device's tuned file.
     """
@@ -84,7 +86,10 @@ def _unfit(x, w: Packed | None) -> str | None:
 
 @functools.cache
 def _unusable(format: str) -> str | None:
-    return _aside(functools.partial(self_test, format))
+    reason = _aside(functools.partial(self_test, format))
+    if reason:
+        warnings.warn(f"kernels of {format} on Mosaic GPU are not used: {reason}", stacklevel=3)
+    return reason
 
 
 def _aside(test):
@@ -167,7 +172,9 @@ def chain_heuristic(shapes: Sequence[tuple[int, int]], rows: int) -> Mapping[str
     widest = max(shapes, key=lambda shape: shape[0] * shape[1])
     tuned = tuning.settings(device.kind, widest, rows, "chain") or {}
     # A file may be older than a setting.
-    return {k: tuned.get(k, v) for k, v in chain.heuristic(device.core_count).items()}
+    found = {k: tuned.get(k, v) for k, v in chain.heuristic(device.core_count).items()}
+    # Blocks wait for one another: more than there are processors would wait for ever.
+    return found | {"blocks": min(found["blocks"], device.core_count)}
 
 
 def run(

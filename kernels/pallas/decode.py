@@ -9,10 +9,8 @@ matrices occupy the whole GPU too:
 One warpgroup of a block fetches tiles and their activations by TMA, `stages` ahead. Two
 multiply, each its half of every tile: load, mask one bit position of all codes, multiply it by
 int8 wgmma where it stands, into one accumulator a position. A row of tiles ends with the shifts
-that undo the positions and int32 atomic additions, whose order does not change a sum.
-
-An instruction of wgmma on 8 columns takes 13 cycles of an H200's tensor cores, but 65 until the
-next one can add to its accumulator: the four positions take turns, column by column.
+that undo the positions and int32 atomic additions, whose order does not change a sum. What a
+warpgroup does with half a tile is in `skinny.py`.
 """
 
 from collections.abc import Mapping

@@ -107,3 +107,7 @@ def test_the_gradient_of_tiles_is_that_of_the_canonical_bytes():
     np.testing.assert_array_equal(
         ternary_matmul_transposed(g, tiles.repack(w)), ternary_matmul_transposed(g, w)
     )
+    stack = jax.tree.map(lambda leaf: jnp.stack([jnp.zeros_like(leaf), leaf]), w)
+    np.testing.assert_array_equal(
+        ternary_matmul_transposed(g, tiles.repack(stack), layer=1), ternary_matmul_transposed(g, w)
+    )

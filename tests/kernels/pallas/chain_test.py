@@ -22,6 +22,7 @@ if jax.__version_info__ < backend.MIN_JAX:
 
 from ternax.kernels.pallas import chain
 from ternax.kernels.pallas.chain import Link, Weights
+from ternax.kernels.pallas.chain_plan import Plan
 
 LAYERS = 2
 
@@ -47,8 +48,8 @@ class Projection:
 
 
 def in_steps(links, projections, stream, given):
-    """(last product, stream, the codes each product read)."""
-    product, all_codes = None, []
+    """(last product, stream)."""
+    product = None
     for link, projection in zip(links, projections, strict=True):
         if link.enter == "input":
             value = given
@@ -62,7 +63,6 @@ def in_steps(links, projections, stream, given):
         if link.normed:
             value = rms_norm(value, projection.norm, link.eps)
         codes, x_scale = INPUTS["int8"](value)
-        all_codes.append(np.asarray(codes))
         exact = np.asarray(codes).astype(np.int64) @ projection.values.astype(np.int64)
         product = exact.astype(np.float32) * (x_scale * projection.scale)
     return product, stream
@@ -129,3 +129,18 @@ def test_what_no_chain_takes_is_one_line():
     assert chain.why_not([Link((64, 48), "stream", False, 0.0)], 1, 132) == (
         "a chain takes sizes that are multiples of 32, found 48"
     )
+
+
+@pytest.mark.parametrize("blocks", [132, 114, 7])
+def test_blocks_share_every_tile_once(blocks):
+    """The interpreter has one block; how many divide a product is counted here."""
+    for rows in (1, 16):
+        links = (Link((28672, 8192), "stream", False, 0.0), Link((6912, 2560), "silu", True, 1e-5))
+        plan = Plan(links, (1, 1), rows, 8192, None, False, blocks, 8, 0, 2)
+        for i, (along_n, along_k) in enumerate(plan.grids):
+            seen = np.zeros((along_n, along_k), int)
+            for block in range(blocks):
+                first_k, start, stop = (int(at) for at in plan.share(i, block))
+                n, k = np.divmod(np.arange(start, stop), plan.held[i])
+                np.add.at(seen, (n, first_k + k), 1)
+            assert (seen == 1).all()
