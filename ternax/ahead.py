@@ -112,7 +112,7 @@ class _Programs:
             else:
                 part, specs = abstract_part(layout, **packing)
                 local, rows = layout.local_config, workload.batch // layout.batch
-            graph, self._leaves = nnx.split(fit_kernels(part) if layout is None else part)
+            graph, self._leaves = nnx.split(fit_kernels(part))
             slots, kv = workload.context, workload.kv_dtype
             slots = layout.local_context(slots) if layout else slots
             cache = jax.eval_shape(lambda: init_cache(local, rows, slots, kv))

@@ -37,7 +37,7 @@ class Stepper:
                 f"--dispatch must be one of {', '.join(DISPATCHES)}, found {dispatch!r}"
             )
         self.config, self.kv_dtype = model.config, kv_dtype
-        self._graph, self._leaves = nnx.split(fit_kernels(model) if model.layout is None else model)
+        self._graph, self._leaves = nnx.split(fit_kernels(model))
         self._program = engine.Program(self._graph)
         self._step = self._layer_step(model) if dispatch == "layer" else self._program_step
 

@@ -85,8 +85,10 @@ def fit_kernels(model: Decoder) -> Decoder:
     """Puts packed projections, in place, into the order that the kernels here read; the model.
 
     That is the canonical one on processors, and tiles on a GPU that has a kernel for them.
-    Canonical bytes are given up: who shares them with another model copies them first.
+    Memory is used again: who shares it with another model copies it first.
     """
+    if model.layout is not None:
+        return model  # parts of a split model run in their own order
     for node in _packed_linears(model):
         packed = node.packed
         if packed.layout != CANONICAL or packed.format != "trit2":
@@ -105,21 +107,23 @@ def fit_kernels(model: Decoder) -> Decoder:
     return model
 
 
-def stored_order(model: Decoder) -> Decoder:
-    """Puts packed projections, in place, back into canonical order; the model.
-
-    In it files and noises have rows. The other way is `fit_kernels`.
-    """
+def canonical_codes(model: Decoder) -> Decoder:
+    """Undoes `fit_kernels`, in place; the model, with the bytes that are saved and struck."""
     for node in _packed_linears(model):
         if node.layout == tiles.LAYOUT:
-            stored = tiles.canonical_stack(node.packed)
-            node.data.set_value(stored.data)
-            node.layout = stored.layout
+            node.data.set_value(tiles.canonical_stack(node.packed).data)
+            node.layout = CANONICAL
     return model
 
 
-def _packed_linears(model: Decoder):
-    return [node for _, node in nnx.iter_modules(model) if type(node) is PackedLinear]
+def _packed_linears(model: Decoder) -> list[PackedLinear]:
+    """Projections that run as they are stored; those struck at every read keep their bytes."""
+    found = [
+        getattr(getattr(model.layers, branch), name, None)
+        for branch, fused in _FUSED.items()
+        for name in fused
+    ]
+    return [linear for linear in found if type(linear) is PackedLinear]
 
 
 def _is_abstract(array) -> bool:

@@ -309,7 +309,7 @@ def stream(
     if kv_dtype not in KV_DTYPES:
         raise UsageError(f"kv_dtype must be one of {', '.join(KV_DTYPES)}, found {kv_dtype!r}")
     batch, width = tokens.shape
-    graph, leaves = nnx.split(fit_kernels(model) if model.layout is None else model)
+    graph, leaves = nnx.split(fit_kernels(model))
     layout = model.layout
     check_batch(layout, batch)
     program = Program(graph, sampling, tuple(stop or ()), pad_id, layout)

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from ternax import watchdog
+from ternax.edit import fit_kernels
 from ternax.errors import NumericCheckFailed, UsageError
 from ternax.estimate import Interval
 from ternax.models import Decoder
@@ -85,7 +86,7 @@ def token_losses(
       UsageError: tokens that the model does not have, or sequences longer than its context.
     """
     _check(model, sequences)
-    graph, leaves = nnx.split(model)
+    graph, leaves = nnx.split(fit_kernels(model))
     found = []
     for tokens, count in batches(sequences, batch):
         found.append(fetch(_losses(graph, leaves, tokens))[:count])

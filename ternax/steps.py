@@ -45,7 +45,7 @@ class Steps:
     """
 
     def __init__(self, model: Decoder, workload: Workload, chunk: int = engine.CHUNK_TOKENS):
-        graph, self.leaves = nnx.split(fit_kernels(model) if model.layout is None else model)
+        graph, self.leaves = nnx.split(fit_kernels(model))
         self._config, self._layout, self._workload = model.config, model.layout, workload
         self.chunk = chunk
         self._program = engine.Program(graph, layout=model.layout)

@@ -78,29 +78,48 @@ def repack_stack(w: Packed) -> Packed:
     written over them, and nothing of a stack's size is allocated.
     """
     _expect(w, CANONICAL)
-    fits = math.prod(data_shape(w.shape)) == math.prod(w.data.shape[-2:])
-    data = (_tiled_over if fits else _tiled_beside)(w.data, w.shape)
-    return dataclasses.replace(w, data=data, layout=LAYOUT)
+    return dataclasses.replace(w, data=_by_layers(w.data, w.shape, LAYOUT), layout=LAYOUT)
 
 
-def _tiled(layer: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    return repack(Packed(layer, jnp.zeros(()), shape=shape)).data
+def canonical_stack(w: Packed) -> Packed:
+    """Inverse of `repack_stack`, as sparing."""
+    _expect(w, LAYOUT)
+    return dataclasses.replace(w, data=_by_layers(w.data, w.shape, CANONICAL), layout=CANONICAL)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _tiled_beside(data: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    return jax.lax.map(lambda layer: _tiled(layer, shape), data)
+def _by_layers(data: jax.Array, shape: tuple[int, int], to: str) -> jax.Array:
+    like = jax.eval_shape(
+        functools.partial(_turned, shape=shape, to=to),
+        jax.ShapeDtypeStruct(data.shape[1:], data.dtype),
+    )
+    same = math.prod(like.shape) == math.prod(data.shape[1:])
+    return (_in_place if same else _beside)(data, shape, to)
 
 
-@functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
-def _tiled_over(data: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def _turned(layer: jax.Array, shape: tuple[int, int], to: str) -> jax.Array:
+    """The bytes [P, ...] of one layer in the other order."""
+    if to == LAYOUT:
+        return repack(Packed(layer, jnp.zeros(()), shape=shape)).data
+    return canonical(Packed(layer, jnp.zeros(()), layout=LAYOUT, shape=shape)).data
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _beside(data, shape, to):
+    return jax.lax.map(lambda layer: _turned(layer, shape, to), data)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=0)
+def _in_place(data, shape, to):
+    layers, *one = data.shape
+    like = jax.eval_shape(lambda layer: _turned(layer, shape, to), data[0])
+
     def body(i, flat):
-        layer = jax.lax.dynamic_index_in_dim(flat, i, keepdims=False).reshape(data.shape[1:])
-        return jax.lax.dynamic_update_index_in_dim(flat, _tiled(layer, shape).reshape(-1), i, 0)
+        layer = jax.lax.dynamic_index_in_dim(flat, i, keepdims=False).reshape(one)
+        turned = _turned(layer, shape, to).reshape(-1)
+        return jax.lax.dynamic_update_index_in_dim(flat, turned, i, 0)
 
-    layers, planes = data.shape[:2]
     flat = jax.lax.fori_loop(0, layers, body, data.reshape(layers, -1))
-    return flat.reshape(layers, planes, *data_shape(shape))
+    return flat.reshape(layers, *like.shape)
 
 
 def canonical(w: Packed) -> Packed:
@@ -115,20 +134,6 @@ def canonical(w: Packed) -> Packed:
     rows = rows.reshape(*lead, along_n * ROWS, along_k * ROWS)
     data = rows[..., : w.shape[1], : math.ceil(w.shape[0] / 16) * 4]
     return dataclasses.replace(w, data=data, layout=CANONICAL)
-
-
-def canonical_stack(w: Packed) -> Packed:
-    """`canonical` of a stack [L, P, T, bytes], a layer at a time; leaves `w.data` as it is."""
-    _expect(w, LAYOUT)
-    return dataclasses.replace(w, data=_canonical_data(w.data, w.shape), layout=CANONICAL)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _canonical_data(data: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    def rows(layer):
-        return canonical(Packed(layer, jnp.zeros(()), layout=LAYOUT, shape=shape)).data
-
-    return jax.lax.map(rows, data)
 
 
 def _exchanged(bytes_: jax.Array) -> list[jax.Array]:

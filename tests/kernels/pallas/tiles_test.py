@@ -33,6 +33,17 @@ def test_canonical_is_the_inverse_of_repack(shape):
     np.testing.assert_array_equal(back.data, w.data)
 
 
+@pytest.mark.parametrize(
+    "shape", [(512, 128), (513, 127)]
+)  # written over the rows, and beside them
+def test_stacks_go_and_come_layer_by_layer(shape):
+    w = packed(trits((3, 1, *shape)))
+    expected = np.asarray(tiles.repack(w).data), np.asarray(w.data)
+    tiled = tiles.repack_stack(w)  # takes w's memory
+    np.testing.assert_array_equal(tiled.data, expected[0])
+    np.testing.assert_array_equal(tiles.canonical_stack(tiled).data, expected[1])
+
+
 def test_a_byte_of_a_tile_is_where_the_description_says():
     shape = (2 * TILE_K, ROWS + 5)
     values = trits((1, *shape))
