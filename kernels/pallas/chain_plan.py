@@ -15,6 +15,8 @@ from . import decode, tiles
 MAX_ROWS = decode.MAX_ROWS
 # A warp takes one row and its lanes 32 columns: sums along a row need no other warp.
 _WARPS, LANES = 4, 32
+# Columns that a warpgroup takes of a row, at most: registers hold a gate's two halves of them.
+_MOST_COLUMNS = 256
 # A tile's k at its four bit positions.
 SLICES = (tiles.TILE_K // tiles.SLICE, tiles.SLICE)
 # Of a block on Hopper, less what barriers take.
@@ -83,6 +85,9 @@ def why_not(links: Sequence[Link], rows: int, blocks: int) -> str | None:
         for size in link.shape:
             if size % LANES:
                 return f"a chain takes sizes that are multiples of {LANES}, found {size}"
+    for size in (*(link.shape[0] for link in links), links[-1].shape[1]):
+        if chunks(size, 2 * blocks).width > _MOST_COLUMNS:
+            return f"{size} columns have no equal parts of {_MOST_COLUMNS} or fewer for all blocks"
     if stages_that_fit(links, rows, blocks) < MIN_STAGES:
         k_size = max(link.shape[0] for link in links)
         return f"{rows} rows of K = {k_size} do not fit beside the weights in shared memory"

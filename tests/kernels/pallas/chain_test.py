@@ -129,6 +129,10 @@ def test_what_no_chain_takes_is_one_line():
     assert chain.why_not([Link((64, 48), "stream", False, 0.0)], 1, 132) == (
         "a chain takes sizes that are multiples of 32, found 48"
     )
+    prime = 32 * 269  # parts of 32 for 269 warpgroups, or one of all
+    assert chain.why_not([Link((prime, 64), "stream", False, 0.0)], 1, 132) == (
+        "8608 columns have no equal parts of 256 or fewer for all blocks"
+    )
 
 
 @pytest.mark.parametrize("blocks", [132, 114, 7])
