@@ -85,7 +85,7 @@ def fit_kernels(model: Decoder) -> Decoder:
     """Puts packed projections, in place, into the order that the kernels here read; the model.
 
     That is the canonical one on processors, and tiles on a GPU that has a kernel for them.
-    Memory is used again: who shares it with another model copies it first.
+    Canonical bytes are given up: who shares them with another model copies them first.
     """
     if model.layout is not None:
         return model  # parts of a split model run in their own order
@@ -107,8 +107,11 @@ def fit_kernels(model: Decoder) -> Decoder:
     return model
 
 
-def canonical_codes(model: Decoder) -> Decoder:
-    """Undoes `fit_kernels`, in place; the model, with the bytes that are saved and struck."""
+def stored_order(model: Decoder) -> Decoder:
+    """Puts packed projections, in place, back into canonical order; the model.
+
+    In it files and noises have rows. The other way is `fit_kernels`.
+    """
     for node in _packed_linears(model):
         if node.layout == tiles.LAYOUT:
             node.data.set_value(tiles.canonical_stack(node.packed).data)

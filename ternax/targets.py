@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from ternax.configs import nearest
-from ternax.edit import canonical_codes, is_packed, packed_parts
+from ternax.edit import is_packed, packed_parts, stored_order
 from ternax.errors import UsageError
 from ternax.gather import columns_of, rows_of, whole_leaf
 from ternax.kernels.packing import FLOAT_FORMATS
@@ -62,11 +62,12 @@ class Target:
 
 
 def targets(model: Decoder) -> Iterator[Target]:
-    """Everything that weights are stored in, all layers of it."""
+    """Everything that weights are stored in, all layers of it; put in stored order first."""
+    stored_order(model)
     layers = tuple(range(model.config.num_layers))
     layout = model.layout if model.layout is not None and model.layout.across else None
     first: dict[int, int] = {}
-    for name, linear in packed_parts(canonical_codes(model)):
+    for name, linear in packed_parts(model):
         start, part = first.get(id(linear), 0), name.rpartition(".")[2]
         rows = None if layout is None else rows_of(layout, part, linear)
         width = dict(linear.parts if rows is None else rows.parts)[part]

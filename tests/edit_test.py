@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import ternax
 from ternax import configs, edit
 from ternax.errors import NumericCheckFailed, UsageError
-from ternax.kernels import target
-from ternax.kernels.packing import CANONICAL, unpack_numpy
-from ternax.kernels.pallas import tiles
-from ternax.kernels.pallas.backend import MIN_JAX
+from ternax.kernels.packing import unpack_numpy
 from ternax.nn.linear import PackedLinear
 from ternax.nn.table import PackedTable
-from ternax.noise import make_noise
 from ternax.quant import SCHEMES
 from ternax.random_weights import abstract_model
 
@@ -239,23 +234,3 @@ def test_a_weight_that_is_not_finite_is_named(path, index, value, name, float_le
         NumericCheckFailed,
         f"^{name}: expected finite weights, found 1 of ",
     )
-
-
-@pytest.mark.skipif(jax.__version_info__ < MIN_JAX, reason="this jax has no GPU kernels")
-def test_trits_go_into_a_gpus_tiles_and_come_back_where_bytes_are_looked_at(tmp_path):
-    model, h200 = ternax.load("tiny-bitnet"), target.Target("gpu", "H200", "9.0", 132, False)
-    before = {name: np.asarray(linear.data[...]) for name, linear in edit.packed_parts(model)}
-    with target.compiling_for(h200):
-        edit.fit_kernels(edit.fit_kernels(model))  # the second time there is nothing to do
-    tiled = dict(edit.packed_parts(model))
-    assert {linear.layout for linear in tiled.values()} == {tiles.LAYOUT}
-    ternax.save(model, tmp_path / "model")
-    for name, linear in edit.packed_parts(model):
-        np.testing.assert_array_equal(linear.data[...], before[name])
-    with target.compiling_for(h200):
-        edit.fit_kernels(model)
-    model, _ = ternax.perturb(model, make_noise("sign_flip,rate=0.5"), jax.random.key(0))
-    assert any(
-        (np.asarray(one.data[...]) != before[name]).any() for name, one in edit.packed_parts(model)
-    )
-    assert {linear.layout for linear in tiled.values()} == {CANONICAL}

@@ -42,8 +42,8 @@ def plain():
     return ternax.load("tiny-bitnet")
 
 
-def test_back_in_canonical_codes_it_is_what_it_was(plain):
-    found = edit.canonical_codes(tiled())
+def test_back_in_stored_order_it_is_what_it_was(plain):
+    found = edit.stored_order(tiled())
     assert {node.layout for node in linears(found)} == {"canonical"}
     for one, other in zip(leaves(found), leaves(plain), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -84,5 +84,5 @@ def test_kernels_get_tiles_once_and_nothing_is_warned_of(plain):
         again = [node.data.get_value() for node in linears(edit.fit_kernels(model))]
     assert {node.layout for node in linears(model)} == {tiles.LAYOUT}
     assert all(one is two for one, two in zip(held, again, strict=True))
-    for one, other in zip(leaves(edit.canonical_codes(model)), leaves(plain), strict=True):
+    for one, other in zip(leaves(edit.stored_order(model)), leaves(plain), strict=True):
         np.testing.assert_array_equal(one, other)

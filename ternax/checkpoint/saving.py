@@ -20,7 +20,7 @@ from ternax.checkpoint.files import WEIGHTS, first_line, open_files, sha256, why
 from ternax.checkpoint.leaves import leaves
 from ternax.checkpoint.manifest import Manifest, Stored
 from ternax.checkpoint.whole import whole_directory
-from ternax.edit import canonical_codes, is_packed
+from ternax.edit import is_packed, stored_order
 from ternax.errors import OutputError, UsageError
 from ternax.kernels.packing import LAYOUT_VERSION
 from ternax.models import Decoder
@@ -58,12 +58,12 @@ def save(
 
 def _described(model: Decoder) -> tuple[Manifest, dict[str, np.ndarray]]:
     """What `save` writes: the manifest, and each leaf as a view. UsageError as `save` says."""
-    config, packed = canonical_codes(model).config, is_packed(model)
+    config, packed = model.config, is_packed(model)
     embed = _table_format(model.embedding)
     head = embed if config.tie_embeddings else _table_format(model.head)
     tables = dict(embed_dtype=embed, head_dtype=head) if packed else {}
     wanted = leaves(abstract_model(config, packed=packed, **tables))
-    found = leaves(model)
+    found = leaves(stored_order(model))
     for leaf, other in itertools.zip_longest(found, wanted):
         if leaf != other:
             raise UsageError(

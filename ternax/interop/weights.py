@@ -4,7 +4,7 @@ import numpy as np
 from flax import nnx
 
 from ternax.checkpoint.leaves import leaves
-from ternax.edit import canonical_codes, is_packed
+from ternax.edit import is_packed, stored_order
 from ternax.errors import UsageError
 from ternax.kernels.packing import FLOAT_FORMATS, FORMATS
 from ternax.models import Decoder
@@ -19,8 +19,8 @@ class Weights:
     """
 
     def __init__(self, model: Decoder):
-        self.config, self.packed = canonical_codes(model).config, is_packed(model)
-        self._leaves = {leaf.name: leaf for leaf in leaves(model)}
+        self.config, self.packed = model.config, is_packed(model)
+        self._leaves = {leaf.name: leaf for leaf in leaves(stored_order(model))}
         self._values = {
             path: np.asarray(variable.get_value())
             for path, variable in nnx.to_flat_state(nnx.state(model))
