@@ -24,6 +24,7 @@ import numpy as np
 from flax import nnx
 
 from ternax import taps
+from ternax.edit import stored_order
 from ternax.evaluate import batches, log_softmax, of_targets
 from ternax.gather import whole_model
 from ternax.models import Decoder
@@ -151,7 +152,8 @@ def measure(clean: Clean, reads: Sequence[ReadNoise] = ()) -> Response:
       clean: whose projections are all trits, and whose text it is.
       reads: noises at read time that answers are wanted for; weights' need not be known.
     """
-    model, (n, length) = _whole(clean.model), clean.losses.shape
+    # Before leaves of it are held: names look for rows in stored order, whose memory tiles give up.
+    model, (n, length) = stored_order(_whole(clean.model)), clean.losses.shape
     batch = max(1, min(8, _NUDGE_BYTES // _nudge_bytes(model, length)))
     graph, nudges, rest = _sensed(model, batch, length)
     per_byte = 1 / (math.log(2) * float(clean.text.num_bytes.sum()))

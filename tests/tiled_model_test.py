@@ -1,5 +1,6 @@
 """A model whose trits a GPU's kernels have put into tiles is still the same model to all else."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -8,7 +9,8 @@ import pytest
 from flax import nnx
 
 import ternax
-from ternax import edit, trit_edits
+from ternax import edit, response, robustness, trit_edits
+from ternax.heldout import Windows
 from ternax.interop.weights import Weights
 from ternax.kernels import target
 from ternax.kernels.pallas import tiles
@@ -86,3 +88,14 @@ def test_kernels_get_tiles_once_and_nothing_is_warned_of(plain):
     assert all(one is two for one, two in zip(held, again, strict=True))
     for one, other in zip(leaves(edit.stored_order(model)), leaves(plain), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_gradients_are_those_of_the_stored_bytes(plain):
+    """A greedy continuation leaves tiles behind on a GPU, and gradients come after it."""
+    tokens = np.random.default_rng(0).integers(0, 256, (2, 9)).astype(np.int32)
+    text = Windows(tokens, np.full(2, 8), np.zeros(2, np.int32))
+    clean = robustness.look(plain, text)
+    expected = response.measure(clean)
+    found = response.measure(dataclasses.replace(clean, model=tiled()))
+    for name, one in found.weights.items():
+        np.testing.assert_array_equal(one.slopes, expected.weights[name].slopes)
