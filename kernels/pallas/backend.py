@@ -228,6 +228,21 @@ def _unusable_attention() -> str | None:
     return reason
 
 
+def why_not_chain() -> str | None:
+    """None where chains run; says aloud where a GPU has failed their self-test."""
+    return _unusable_chain() if target.current().present else None
+
+
+@functools.cache
+def _unusable_chain() -> str | None:
+    from . import chain_self_test
+
+    reason = _aside(chain_self_test.self_test)
+    if reason:
+        warnings.warn(f"chains on Mosaic GPU are not used: {reason}", stacklevel=3)
+    return reason
+
+
 def attend(qkv, rope, k, v, k_scale, v_scale, start, length, layer):
     """One token a row, as `kernels.attention.step_attention` has it, by `attention.step`."""
     from . import attention

@@ -41,7 +41,8 @@ def why_not(block, rows: int) -> str | None:
             return f"the backend is {linear.backend}"
     if block.attn.qkv.shape[1] == block.attn.qkv.shape[0]:
         return "a chain's last product, where it is as wide as the stream, is added to it"
-    return chain.why_not(list(_whole(block).values()), rows, target.current().core_count)
+    reason = chain.why_not(list(_whole(block).values()), rows, target.current().core_count)
+    return reason or backend.why_not_chain()
 
 
 def run(

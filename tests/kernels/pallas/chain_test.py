@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ternax.kernels import target
 from ternax.kernels.packing import Packed, pack_numpy
 from ternax.kernels.pallas import backend, tiles
 from ternax.nn.linear import ACTIVATIONS
@@ -20,7 +21,7 @@ from ternax.quant.inputs import INPUTS
 if jax.__version_info__ < backend.MIN_JAX:
     pytest.skip("this jax has no interpreter of Mosaic GPU", allow_module_level=True)
 
-from ternax.kernels.pallas import chain
+from ternax.kernels.pallas import chain, chain_self_test
 from ternax.kernels.pallas.chain import Link, Weights
 from ternax.kernels.pallas.chain_plan import Plan
 
@@ -148,3 +149,26 @@ def test_blocks_share_every_tile_once(blocks):
                 n, k = np.divmod(np.arange(start, stop), plan.held[i])
                 np.add.at(seen, (n, first_k + k), 1)
             assert (seen == 1).all()
+
+
+SMALL = (
+    Link((96, 64), "input", False, 0.0),
+    Link((64, 320), "residual", True, 1e-5),
+    Link((160, 64), "silu", False, 0.0),
+)
+
+
+def test_the_self_test_passes_and_finds_what_is_wrong(monkeypatch):
+    assert chain_self_test.self_test(SMALL, interpret=True) is None
+    monkeypatch.setattr(chain_self_test, "TOLERANCE", 1e-12)
+    assert chain_self_test.self_test(SMALL, interpret=True).startswith(
+        "its self-test failed: 1 rows differ from their steps by "
+    )
+
+
+def test_a_failed_self_test_is_said_aloud(monkeypatch):
+    monkeypatch.setattr(chain_self_test, "self_test", lambda: "its self-test failed: 1 rows")
+    monkeypatch.setattr(backend, "_unusable_chain", backend._unusable_chain.__wrapped__)
+    here = target.Target("gpu", "NVIDIA H200", "9.0", 132)
+    with target.compiling_for(here), pytest.warns(UserWarning, match="chains .* are not used: its"):
+        assert backend.why_not_chain() == "its self-test failed: 1 rows"
