@@ -1,5 +1,7 @@
 """Chains against the same steps in numpy, on the GPU that is to run them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,18 +42,19 @@ def _error(links, rows: int, interpret: bool) -> float:
     width, padded = links[0].shape[1], chain.padded_rows(rows)
     stream = random.normal(size=(padded, width)).astype(np.float32)
     given = random.normal(size=(padded, links[0].shape[0])).astype(np.float32)
+    product: Any
+    expected: Any
+    value: Any
     weights, product, expected = [], np.zeros(()), stream
     for link in links:
         k, n = link.shape
         values = random.integers(-1, 2, (2, 1, k, n)).astype(np.int8)
         scale = (random.uniform(0.5, 2, (2, n)) / np.sqrt(k)).astype(np.float32)
         norm = random.uniform(0.5, 2, (2, k)).astype(np.float32) if link.normed else None
-        tiled = tiles.repack(
-            Packed(jnp.asarray(pack_numpy(values, "trit2")), None, shape=link.shape)
-        )
-        one = jnp.int32(1)
-        leaves = [tiled.data, jnp.asarray(scale), None if norm is None else jnp.asarray(norm)]
-        weights.append(Weights(*leaves, one, one))
+        codes = jnp.asarray(pack_numpy(values, "trit2"))
+        data = tiles.repack(Packed(codes, jnp.ones(()), shape=link.shape)).data
+        one, leaf = jnp.int32(1), None if norm is None else jnp.asarray(norm)
+        weights.append(Weights(data, jnp.asarray(scale), leaf, one, one))
         if link.enter == "input":
             value = given
         elif link.enter == "residual":
