@@ -8,7 +8,7 @@ the reference's own formula, so both backends give the same floats.
 import concurrent.futures
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -86,17 +86,20 @@ def _unfit(x, w: Packed | None) -> str | None:
 
 @functools.cache
 def _unusable(format: str) -> str | None:
-    reason = _aside(functools.partial(self_test, format))
-    if reason:
-        warnings.warn(f"kernels of {format} on Mosaic GPU are not used: {reason}", stacklevel=3)
-    return reason
+    return _tried(f"kernels of {format}", functools.partial(self_test, format))
 
 
-def _aside(test):
-    """What a test returns, called in a thread of its own: whoever asks may be tracing, a thread
-    does not. `jax.ensure_compile_time_eval` would take a kernel's own indices for constants."""
+def _tried(what: str, test: Callable[[], str | None]) -> str | None:
+    """What a self-test returns, said aloud where it is a reason not to use `what`.
+
+    It runs in a thread of its own: whoever asks may be tracing, a thread does not.
+    `jax.ensure_compile_time_eval` would take a kernel's own indices for constants.
+    """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        return pool.submit(test).result()
+        reason = pool.submit(test).result()
+    if reason:
+        warnings.warn(f"{what} on Mosaic GPU are not used: {reason}", stacklevel=4)
+    return reason
 
 
 def self_test(format: str) -> str | None:
@@ -222,10 +225,7 @@ def why_not_attend(qkv, k) -> str | None:
 def _unusable_attention() -> str | None:
     from . import attention_self_test
 
-    reason = _aside(attention_self_test.self_test)
-    if reason:
-        warnings.warn(f"decode attention on Mosaic GPU is not used: {reason}", stacklevel=3)
-    return reason
+    return _tried("kernels of decode attention", attention_self_test.self_test)
 
 
 def why_not_chain() -> str | None:
@@ -237,10 +237,7 @@ def why_not_chain() -> str | None:
 def _unusable_chain() -> str | None:
     from . import chain_self_test
 
-    reason = _aside(chain_self_test.self_test)
-    if reason:
-        warnings.warn(f"chains on Mosaic GPU are not used: {reason}", stacklevel=3)
-    return reason
+    return _tried("chains", chain_self_test.self_test)
 
 
 def attend(qkv, rope, k, v, k_scale, v_scale, start, length, layer):

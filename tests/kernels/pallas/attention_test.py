@@ -182,7 +182,7 @@ def test_a_failed_self_test_is_said_aloud(monkeypatch):
         assert backend.why_not_attend(call[0], call[2]) == "its self-test failed: 7"
     backend._unusable_attention.cache_clear()
     assert [str(each.message) for each in said] == [
-        "decode attention on Mosaic GPU is not used: its self-test failed: 7"
+        "kernels of decode attention on Mosaic GPU are not used: its self-test failed: 7"
     ]
 
 

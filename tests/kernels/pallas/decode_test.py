@@ -12,22 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ternax.kernels import packing, reference
-from ternax.kernels.packing import Packed
+from ternax.kernels import reference
 from ternax.kernels.pallas import backend, tiles
 
 if jax.__version_info__ < backend.MIN_JAX:
     pytest.skip("this jax has no interpreter of Mosaic GPU", allow_module_level=True)
 
 from ternax.kernels.pallas import decode
-
-
-def tiled(values, scale=None, zero=None) -> Packed:
-    """values: int8 [L, P, K, N]."""
-    leaf = lambda x: None if x is None else jnp.asarray(x, jnp.float32)  # noqa: E731
-    scale = np.ones((*values.shape[:2], 1, 1)) if scale is None else scale
-    data = jnp.asarray(packing.pack_numpy(values, "trit2"))
-    return tiles.repack(Packed(data, leaf(scale), leaf(zero), shape=values.shape[-2:]))
+from tests.tiled import tiled
 
 
 def config(blocks, stages, consumers):
