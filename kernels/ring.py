@@ -13,8 +13,9 @@ and one CUDA graph can hold them all.
 import dataclasses
 import functools
 import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -60,6 +61,21 @@ def sample_s(timed: Timed) -> float:
     timed.run(_ROW)
     rest = time.perf_counter() - middle - (middle - start)
     return rest / ((_ROW - 1) * timed.calls)
+
+
+def median_s(samples: Sequence[float]) -> float:
+    """Seconds of a call among several samples.
+
+    Raises ValueError where the median is no time at all: then the machine did so much else that
+    what a program costs besides hid what its calls take.
+    """
+    found = statistics.median(samples)
+    if found <= 0:
+        raise ValueError(
+            f"{len(samples)} samples have a median of {1e6 * found:.3g} us a call, which is no "
+            "time: the machine is too busy for a program this short"
+        )
+    return found
 
 
 @dataclasses.dataclass

@@ -5,7 +5,6 @@ It has barriers of the whole grid, so it is also run many times over: the bits m
 
 import functools
 import math
-import statistics
 from collections.abc import Sequence
 
 import jax
@@ -201,7 +200,7 @@ def _time(step: Step, model: ModelConfig, links, made, rows: int) -> None:
     timed = program(links, rows, config, made).compile()
     timed.run(1)
     taken = [ring.sample_s(timed) for _ in range(_ROUNDS)]
-    seconds = statistics.median(taken)
+    seconds = ring.median_s(taken)
     rate = nbytes / seconds / 1e9
     metrics = {"call_us": 1e6 * seconds, "gb_per_s": rate, "weight_bytes": nbytes}
     if step.read_gb_per_s:

@@ -54,7 +54,7 @@ def _batch(step: Step, model: str, runs: list[Contender], parts: list[Shape], ba
     found: dict[str, list[tuple[int, float]]] = {}
     for shape in parts:
         lanes = {c.name: (c, timed[c.name, shape]) for c in runs if (c.name, shape) in timed}
-        samples = sampled(step, shape, {name: lane for name, (_, lane) in lanes.items()})
+        samples = sampled(step, shape, batch, {name: lane for name, (_, lane) in lanes.items()})
         for name, taken in samples.items():
             contender, lane = lanes[name]
             nbytes = contender.weight_bytes(shape)
@@ -106,7 +106,9 @@ def _say_failed(step: Step, name: str, shape: Shape, batch: int, error: Exceptio
     step.say(f"{shape.name} x {batch}: {name} failed: {type(error).__name__}: {said}")
 
 
-def sampled(step: Step, shape: Shape, lanes: dict[str, ring.Timed]) -> dict[str, list[float]]:
+def sampled(
+    step: Step, shape: Shape, batch: int, lanes: dict[str, ring.Timed]
+) -> dict[str, list[float]]:
     """Seconds of a call, round by round: forwards, then backwards. What fails is left out."""
     taken: dict[str, list[float]] = {name: [] for name in lanes}
     names = list(lanes)
@@ -118,8 +120,14 @@ def sampled(step: Step, shape: Shape, lanes: dict[str, ring.Timed]) -> dict[str,
                 taken[name].append(ring.sample_s(lanes[name]))
             except Exception as error:
                 del taken[name]
-                _say_failed(step, name, shape, 0, error)
-    return {name: samples for name, samples in taken.items() if statistics.median(samples) > 0}
+                _say_failed(step, name, shape, batch, error)
+    for name, samples in list(taken.items()):
+        try:
+            ring.median_s(samples)
+        except ValueError as error:
+            del taken[name]
+            _say_failed(step, name, shape, batch, error)
+    return taken
 
 
 def _keep(step: Step, contender: Contender, shape: Shape, batch: int, taken, calls: int) -> None:

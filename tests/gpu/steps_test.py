@@ -1,5 +1,7 @@
 """Steps of a GPU's day on whatever device this is, at sizes at which nothing is found out."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +25,19 @@ from ternax.kernels.packing import unpack_numpy
 
 
 @pytest.fixture
-def step(tmp_path):
-    """A Step with `records` and `lines` that it was given."""
+def step(tmp_path, monkeypatch):
+    """A Step with `records` and `lines` that it was given.
+
+    A tiny program's time less its start may be less than nothing beside other work, so here a
+    sample is the time of it all.
+    """
+
+    def whole(timed):
+        start = time.perf_counter()
+        timed.run(1)
+        return (time.perf_counter() - start) / timed.calls
+
+    monkeypatch.setattr(ring, "sample_s", whole)
     records, lines = [], []
     found = made.Step(100, records.append, lines.append, rehearse=True, folder=str(tmp_path))
     found.records, found.lines = records, lines
@@ -128,6 +141,15 @@ def test_contenders_take_turns_and_those_that_cannot_say_why(step):
     assert m["weight_bytes"] == 144 * 64 and (len(down.samples), down.batch) == (7, 4)
     assert m["gb_per_s"] == pytest.approx(144 * 64 / m["call_us"] / 1e3)
     assert m["share_of_read"] == pytest.approx(m["gb_per_s"] / 10)
+
+
+def test_a_time_that_is_none_is_said_and_left_out(step, monkeypatch):
+    times = iter([-1e-6, 1e-6, -1e-6, -1e-6, 2e-6, -1e-6, 1e-6])
+    monkeypatch.setattr(ring, "sample_s", lambda timed: next(times))
+    shape = contenders.Shape("tiny:o", 64, 48)
+    assert products.sampled(step, shape, 3, {"XLA int8": object()}) == {}
+    [line] = step.lines
+    assert line.startswith("tiny:o x 3: XLA int8 failed: ValueError: 7 samples have a median of -1")
 
 
 def test_a_program_of_a_contender_multiplies_its_own_weights():
