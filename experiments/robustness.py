@@ -160,9 +160,13 @@ def robustness(args) -> None:
     with open_store(args.output_dir, "robustness", study.config, "noise") as store:
         with progress("robustness", None, "") as advance:
             clean = measured.look(model, windows)
-            print(row("model", f"{study.config}, {source.origin}"))
-            print(row("text", f"{study.text}; {len(windows.tokens)} sequences of {args.length}"))
-            print(row("clean", f"{clean.bits_per_byte:.4f} bits/byte"), flush=True)
+            head = (
+                row("model", f"{study.config}, {source.origin}"),
+                row("text", f"{study.text}; {len(windows.tokens)} sequences of {args.length}"),
+                row("clean", f"{clean.bits_per_byte:.4f} bits/byte"),
+            )
+            print("\n".join(head), flush=True)
+            store.shown = lambda records: [*head, "", *noise_table.lines(records)]
 
             def say(line):
                 if advance is None:
@@ -192,6 +196,7 @@ def together(args) -> None:
         return lines_along(args)
     records = noise_meta.combine(args.combine, args.against)
     with open_store(args.output_dir, "robustness", records[0].config, "together") as store:
+        store.shown = noise_meta.lines
         for record in records:
             store.append(record)
         print("\n".join(noise_meta.lines(records)))

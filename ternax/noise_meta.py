@@ -16,6 +16,7 @@ from ternax.errors import UsageError
 from ternax.estimate import named, paired_difference, t_interval
 from ternax.noise_point import HOW
 from ternax.record import Record, read_records
+from ternax.table import columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,25 +151,38 @@ def clean(found: list[Record]) -> float:
 
 def lines(records: list[Record]) -> list[str]:
     """A row a point: the rise, and the standard errors of noise, text and training apart."""
-    out = [
-        f"{'noise':20} {'strength':>8} {'clean':>7} {'rise':>8} {'+-noise':>8} {'+-text':>8} "
-        f"{'+-training':>10} {'difference':>23}"
-    ]
+    heads = (
+        *(("noise", 20), ("strength", 8), ("clean", 7), ("rise", 8), ("+-noise", 8)),
+        *(("+-text", 8), ("+-training", 10), ("difference", 23)),
+    )
+    rows = []
     for record in records:
         m = record.metrics
-        errors = [
-            f"{m[f'rise_{name}_error']:.4f}" if f"rise_{name}_error" in m else ""
-            for name in ("noise", "text", "training")
-        ]
-        difference = ""
-        if "rise_difference" in m:
-            difference = f"{m['rise_difference']:.3f}"
-            if "rise_difference_low" in m:
-                ends = m["rise_difference_low"], m["rise_difference_high"]
-                difference += f" [{ends[0]:.3f}, {ends[1]:.3f}]"
-        out.append(
-            f"{record.note.partition(' at ')[0]:20.20} {m['noise_strength']:>8g} "
-            f"{m['bits_per_byte_clean']:>7.4f} {m['bits_per_byte_rise']:>8.4f} {errors[0]:>8} "
-            f"{errors[1]:>8} {errors[2]:>10} {difference:>23}".rstrip()
+        errors = (f"rise_{name}_error" for name in ("noise", "text", "training"))
+        rows.append(
+            [
+                record.note.partition(" at ")[0],
+                f"{m['noise_strength']:g}",
+                *(
+                    f"{m[name]:.4f}" if name in m else ""
+                    for name in ("bits_per_byte_clean", "bits_per_byte_rise", *errors)
+                ),
+                difference(m, "rise_difference"),
+            ]
         )
-    return out
+    found = columns(heads, rows)
+    m = records[0].metrics
+    if "bits_per_byte_difference" in m:
+        less = difference(m, "bits_per_byte_difference")
+        found.append(f"clean, less the other arm's: {less} bits per byte")
+    return found
+
+
+def difference(metrics: dict, name: str) -> str:
+    """ "-0.100 [-0.120, -0.080]": the first arm less the other, in bits per byte."""
+    if name not in metrics:
+        return ""
+    if f"{name}_low" not in metrics:
+        return f"{metrics[name]:.3f}"
+    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
+    return f"{metrics[name]:.3f} [{low:.3f}, {high:.3f}]"

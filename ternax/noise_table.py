@@ -5,6 +5,7 @@ import textwrap
 
 from ternax import drawing
 from ternax.record import Record
+from ternax.table import columns
 
 WIDTH = 100
 
@@ -28,10 +29,11 @@ def lines(records: list[Record]) -> list[str]:
 
 def table(records: list[Record]) -> list[str]:
     """A line a noise and strength."""
-    out = [
-        f"{'noise':22} {'strength':>8} {'rise':>15} {'over the text':>14} {'predict':>7} "
-        f"{'cos':>5} {'plug-in':>7} {'closed':>6} {'top-1':>5}"
-    ]
+    heads = (
+        *(("noise", 22), ("strength", 8), ("rise", 15), ("over the text", 14), ("predict", 7)),
+        *(("cos", 5), ("plug-in", 7), ("closed", 6), ("top-1", 5)),
+    )
+    rows = []
     predicted = {r.note: r.metrics for r in records if r.kind == "predicted"}
     for record in records:
         m, p = record.metrics, predicted.get(record.note, {})
@@ -39,13 +41,20 @@ def table(records: list[Record]) -> list[str]:
             continue
         if is_control(record):
             continue
-        out.append(
-            f"{title(record):22.22} {m['noise_strength']:>8g} {spread(m):>15} {over_text(m):>14} "
-            f"{cell(p, 'bits_per_byte_rise', 7)} {cell(m, 'product_cosine', 5, 3)} "
-            f"{cell(p, 'product_cosine', 7)} {cell(p, 'product_cosine_closed_form', 6)} "
-            f"{cell(m, 'top1_agreement', 5, 3)}".rstrip()
+        numbers = (
+            (p, "bits_per_byte_rise", 4),
+            (m, "product_cosine", 3),
+            (p, "product_cosine", 4),
+            (p, "product_cosine_closed_form", 4),
+            (m, "top1_agreement", 3),
         )
-    return out
+        rows.append(
+            [
+                *(title(record), f"{m['noise_strength']:g}", spread(m), over_text(m)),
+                *(cell(of, name, 0, digits) for of, name, digits in numbers),
+            ]
+        )
+    return columns(heads, rows)
 
 
 def is_control(record: Record) -> bool:

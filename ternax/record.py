@@ -20,6 +20,7 @@ import os
 import pathlib
 import re
 import secrets
+from collections.abc import Callable
 from typing import BinaryIO
 
 from ternax import processes
@@ -228,9 +229,14 @@ class Store:
     As a context manager it is one run's own, and finishes on the way out, also after an error,
     so that the derived files always tell what was measured.
 
+    Attributes:
+      shown: what report.md shows instead of tables of records, from them all; None: tables.
+
     Raises:
       UsageError: another run has it: two would mix their records.
     """
+
+    shown: Callable[[list[Record]], list[str]] | None = None
 
     def __init__(self, directory):
         self.directory = pathlib.Path(directory)
@@ -308,7 +314,8 @@ class Store:
         lines = [json.dumps(record.to_dict(), allow_nan=False) for record in self.records]
         self._replace("results.json", "[\n" + ",\n".join(lines) + "\n]\n")
         self._replace("results.csv", records_csv(self.records))
-        self._replace("report.md", report(self.records))
+        shown = self.shown(self.records) if self.shown and self.records else None
+        self._replace("report.md", report(self.records, shown))
 
     def _replace(self, name: str, text: str) -> None:
         target, draft = self.directory / name, self.directory / f".{name}.{os.getpid()}"

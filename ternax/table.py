@@ -6,6 +6,7 @@ tables of their own, each under its kind's name.
 
 import statistics
 import textwrap
+from collections.abc import Sequence
 
 _IDENTITY = (
     "experiment",
@@ -123,6 +124,20 @@ def _grid(columns) -> list[str]:
     ]
 
 
+def columns(heads: Sequence[tuple[str, int]], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells under heads, a name and a width each; the first stand left, the others right.
+
+    A column in which no row has anything is left out.
+    """
+    kept = [i for i, cells in enumerate(zip(*rows, strict=True)) if i == 0 or any(cells)]
+    lines = []
+    for cells in ([name for name, _ in heads], *rows):
+        first, *others = [(cells[i], heads[i][1]) for i in kept] or [(heads[0][0], heads[0][1])]
+        line = f"{first[0]:{first[1]}.{first[1]}}" + "".join(f" {c:>{w}}" for c, w in others)
+        lines.append(line.rstrip())
+    return lines
+
+
 def _median(record) -> str:
     if not record.samples:
         return ""
@@ -143,8 +158,11 @@ def format_metric(name: str, value) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def report(records) -> str:
-    """The run as a Markdown page: what was asked, on what, by which sources, and the tables."""
+def report(records, shown: Sequence[str] | None = None) -> str:
+    """The run as a Markdown page: what was asked, on what, by which sources, and the tables.
+
+    shown: lines instead of tables of records and their notes, as a command shows them itself.
+    """
     if not records:
         return "# No records\n\nNothing was measured.\n"
     last = records[-1]
@@ -152,9 +170,11 @@ def report(records) -> str:
     for name in ("flags", "device", "backend", "versions", "commit", "source_sha256", "time_utc"):
         cell = " ".join(str(getattr(last, name)).split()).replace("|", "\\|")
         lines.append(f"| {name} | {cell} |")
-    lines += ["", "```", table(records), "```", ""]
+    lines += ["", "```", *(shown or [table(records)]), "```", ""]
     if any(record.incomplete for record in records):
         lines += ["Stopped before the end: records marked incomplete hold fewer samples.", ""]
+    if shown:
+        return "\n".join(lines).rstrip() + "\n"
     notes = dict.fromkeys(record.note for record in records if record.note)
     return "\n".join([*lines, *(f"- {note}" for note in notes)]).rstrip() + "\n"
 

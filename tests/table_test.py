@@ -4,7 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from ternax.table import binary, decimal, rate, row
+from ternax.table import binary, columns, decimal, rate, row
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,10 @@ def test_row_keeps_every_word_in_a_column_of_its_own(words):
     assert lines[0].startswith("label    ")
     assert all(line.startswith(" " * 9) for line in lines[1:])
     assert " ".join(line[9:] for line in lines).split() == " ".join(words).split()
+
+
+def test_columns_leave_out_what_is_empty():
+    heads = [("name", 4), ("none", 6), ("n", 3), ("last", 5)]
+    found = columns(heads, [["alphabet", "", "1", ""], ["b", "", "22", "x"]])
+    assert found == ["name   n  last", "alph   1", "b     22     x"]
+    assert columns(heads, []) == ["name"]

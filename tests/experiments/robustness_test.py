@@ -20,6 +20,9 @@ def ran(capsys, directory, *arguments):
     assert (code, said.err) == (0, "")
     lines = [line for line in said.out.splitlines() if not line.startswith("wrote ")]
     assert max(map(len, lines)) <= 100
+    table = said.out.partition("\nnoise  ")[2].splitlines()[:-1]  # the last says what was written
+    report = (directory / "report.md").read_text().splitlines()
+    assert table[1:] and set(table[1:]) <= set(report) and report.count("```") == 2
     return read_records(directory / "results.jsonl"), said.out
 
 
