@@ -115,10 +115,10 @@ def space(cores: int, rows: int) -> list[dict[str, int]]:
 
 
 def chain_space(first: Mapping[str, int]) -> list[dict[str, int]]:
-    """The same of a chain, round its heuristic's settings: tiles on their way into L2, and fewer
-    stages."""
-    ahead = [{**first, "ahead": tiles_ahead} for tiles_ahead in (8, 32)]
-    return [dict(first), *ahead, *({**first, "stages": stages} for stages in (8, 6))]
+    """The same of a chain, round its heuristic's settings: rows entered together, fewer stages,
+    tiles on their way into L2."""
+    other = [{"alone": 0}, {"stages": 8}, {"stages": 6}, {"ahead": 4}, {"ahead": 8}]
+    return [dict(first), *({**first, **settings} for settings in other)]
 
 
 def entry(

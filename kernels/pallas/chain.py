@@ -17,6 +17,10 @@ and the values that the block's own tiles meet, which it quantizes into its shar
 are parted along K, so that those are few and stay there for the whole product. Products end as
 `decode.py` has them, in int32 atomic additions, for which a second barrier waits. All sums are
 of integers or in a fixed order, so a step gives the same bits every time.
+
+A single row of up to 8192 columns is entered by each block alone, whole: `chain_alone.py`. Then
+nothing but sums goes through memory, and one barrier is enough; gates, three times as wide, are
+still shared out.
 """
 
 import dataclasses
@@ -30,8 +34,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from . import decode, operand, skinny, tiles
-from .chain_enter import Refs, Worker
+from .chain_enter import Worker
 from .chain_fetch import fetch
+from .chain_meet import Refs
 from .chain_plan import (
     LANES,
     SLICES,
@@ -39,13 +44,26 @@ from .chain_plan import (
     Plan,
     Weights,
     chunks,
+    enters_alone,
     heuristic,
+    mark_names,
     padded_rows,
     stages_that_fit,
     why_not,
 )
 
-__all__ = ["Link", "Weights", "chunks", "heuristic", "padded_rows", "run", "why_not"]
+__all__ = [
+    "Link",
+    "Weights",
+    "chunks",
+    "enters_alone",
+    "heuristic",
+    "mark_names",
+    "padded_rows",
+    "run",
+    "times",
+    "why_not",
+]
 
 
 def run(
@@ -65,14 +83,36 @@ def run(
       stream: f32 [padded_rows, D], the residual stream.
       given: f32 [rows or padded_rows, K], the first link's "input"; None: it reads the stream.
       rows: rows that are real, MAX_ROWS at most; the others compute nothing of meaning.
-      config: as for `decode.accumulate`; stages as far as shared memory has room, and behind
-        them "ahead", tiles of each block on their way into L2.
+      config: as for `decode.accumulate`; stages as far as shared memory has room, behind them
+        "ahead", tiles of each block on their way into L2, and "alone": 1 where blocks may enter
+        a row without one another.
       interpret: as there; then the grid has one block.
 
     Returns:
       (f32 [padded_rows, N], the last product, which is not added to the stream, or None where N
       is the stream's D, and it is; the stream, f32 [padded_rows, D]).
     """
+    return _launch(links, weights, stream, given, rows, config, interpret)[:2]
+
+
+def times(
+    links: Sequence[Link],
+    weights: Sequence[Weights],
+    stream: jax.Array,
+    given: jax.Array | None,
+    rows: int,
+    config: Mapping[str, int],
+) -> jax.Array:
+    """Runs a chain that leaves the time on its way.
+
+    Returns int32 [multiplying warpgroups, `mark_names`, 2]: the low 32 bits of its processor's
+    cycles, which no two processors count alike, and of ns, which all do, in steps of some ns up
+    to 1 us.
+    """
+    return _launch(links, weights, stream, given, rows, {**config, "marks": True}, False)[2]
+
+
+def _launch(links, weights, stream, given, rows, config, interpret):
     if given is not None and 1 < given.shape[0] < padded_rows(rows):
         given = jnp.pad(given, ((0, padded_rows(rows) - given.shape[0]), (0, 0)))
     settings = tuple(sorted(config.items()))
@@ -86,7 +126,9 @@ def _run(links, weights, stream, given, rows, settings, interpret):
     leaves = None if last == columns else last
     stacked = tuple(w.data.shape[0] for w in weights)
     settings = dict(settings)
-    settings["stages"] = min(settings["stages"], stages_that_fit(links, rows, settings["blocks"]))
+    settings["alone"] = int(settings["alone"] and enters_alone(links, rows, columns))
+    fit = stages_that_fit(links, rows, settings["blocks"], bool(settings["alone"]))
+    settings["stages"] = min(settings["stages"], fit)
     plan = Plan(links, stacked, rows, columns, leaves, interpret, **settings)
     kernel = _kernel(plan)
     at = jnp.stack([index for w in weights for index in (w.layer, w.norm_layer)])
@@ -94,7 +136,8 @@ def _run(links, weights, stream, given, rows, settings, interpret):
     for link, w in zip(links, weights, strict=True):
         read += [w.data.reshape(-1, *operand.TILE), w.scale, *([w.norm] if link.normed else [])]
     found = kernel(at, stream, *([] if given is None else [given]), *read)
-    return (None, found[0]) if leaves is None else (found[0], found[1])
+    found = [None, *found] if leaves is None else found
+    return found[0], found[1], found[-1] if plan.marks else None
 
 
 def _kernel(plan):
@@ -131,7 +174,10 @@ def _kernel(plan):
         num_threads=plan.consumers + 1,
         thread_name="group",
         interpret=plgpu.InterpretGPUParams() if plan.interpret else None,
-        compiler_params=plgpu.CompilerParams(reduction_scratch_bytes=0),
+        # Threads meet where one reads what another wrote: at a barrier of the kernel's own.
+        compiler_params=plgpu.CompilerParams(
+            reduction_scratch_bytes=0, unsafe_no_auto_barriers=True
+        ),
     )
 
 
@@ -150,10 +196,11 @@ def _named(plan, refs):
     out = None if plan.leaves is None else next(refs)
     stream_out = next(refs)
     made = ([next(refs) for _ in links] for _ in range(5))
-    shared = (next(refs) for _ in range(5))
-    arrays = (at, stream_in, given, data, scale, norm, out, stream_out, *made, *shared)
-    come = next(refs) if plan.interpret else pl.get_global(plgpu.SemaphoreType.REGULAR)
-    return Refs(*arrays, come)
+    made = [*made, next(refs) if plan.marks else None]
+    arrays = (at, stream_in, given, data, scale, norm, out, stream_out, *made, *refs)
+    if plan.interpret:
+        return Refs(*arrays)
+    return Refs(*arrays, pl.get_global(plgpu.SemaphoreType.REGULAR))
 
 
 def _outputs(plan: Plan) -> list[jax.ShapeDtypeStruct]:
@@ -169,6 +216,7 @@ def _outputs(plan: Plan) -> list[jax.ShapeDtypeStruct]:
         *statistic,
         *statistic,
         *(shape((padded, wide), jnp.int32) for _ in plan.links),
+        *([shape((plan.workers, len(mark_names(plan.links)), 2), jnp.int32)] if plan.marks else []),
     ]
 
 
@@ -185,7 +233,10 @@ def _scratch(plan: Plan) -> list:
         plgpu.Barrier(num_barriers=plan.stages),
         plgpu.Barrier(num_arrivals=2, num_barriers=plan.stages),
         plgpu.Barrier(num_arrivals=consumers, num_barriers=len(plan.links)),
+        plgpu.Barrier(num_arrivals=consumers, num_barriers=len(plan.links)),
+        plgpu.SMEM((len(plan.links), 2, consumers, SLICES[0]), jnp.float32),
+        plgpu.SMEM((len(plan.links), consumers, SLICES[0]), jnp.int32),
+        # Of the grid, for the interpreter; else of a block, before it arrives there.
+        plgpu.Barrier(num_arrivals=consumers, num_barriers=plan.meetings),
     ]
-    if plan.interpret:
-        scratch.append(plgpu.Barrier(num_arrivals=consumers, num_barriers=2 * len(plan.links)))
     return scratch

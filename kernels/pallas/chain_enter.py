@@ -1,60 +1,17 @@
 """A multiplying warpgroup of a chain's block: how it enters a projection. See `chain.py`."""
 
-from typing import Any, NamedTuple
-
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from . import skinny, tiles
-from .chain_plan import GATES, LANES, SLICES, Plan, chunks, layout
-
-# ternax.quant: the least magnitude that a scale is made of.
-_EPS = 1e-5
+from . import chain_alone, skinny, tiles
+from .chain_meet import Member
+from .chain_plan import GATES, LANES, SLICES, Known, chunks, inverse_root, layout, steps
 
 
-class Refs(NamedTuple):
-    """Memory that a block of a chain has to do with; lists have an entry for each link."""
-
-    at: list  # layers: of weights and of norms, link by link
-    stream_in: Any
-    given: Any
-    data: list
-    scale: list
-    norm: list
-    out: Any
-    stream_out: Any
-    sums: list  # int32 [copies, padded, N]
-    values: list  # f32 [padded, K], what is quantized
-    squares: list  # f32 [padded, workers], and so on: each worker's share of a row's
-    peaks: list
-    offsets: list
-    tile_smem: Any
-    x_smem: Any
-    full: Any
-    free: Any
-    quantized: Any
-    come: Any  # the grid's barrier
-
-
-class Worker:
+class Worker(Member):
     """One warpgroup: number `group` of its block."""
-
-    def __init__(self, plan: Plan, refs: Refs, block, group):
-        self.plan, self.refs, self.block, self.group = plan, refs, block, group
-        self.worker = block * plan.consumers + group
-
-    def meet(self, turn):
-        """The grid's barrier: until all groups of all blocks have come to it."""
-        plan, refs = self.plan, self.refs
-        if plan.interpret:
-            plgpu.barrier_arrive(refs.come.at[turn])
-            plgpu.barrier_wait(refs.come.at[turn])
-        else:
-            plgpu.semaphore_signal(refs.come, 1, memory_scope="gpu")
-            target = (turn + 1) * plan.workers
-            plgpu.semaphore_wait(refs.come, target, decrement=False, memory_scope="gpu")
 
     def place(self, i):
         """Where this worker reads what link i has made: (columns from which on, how many)."""
@@ -85,7 +42,7 @@ class Worker:
             for first in firsts
         ]
 
-    def product(self, i, x_scale, w_scales):
+    def product(self, i, known):
         """f32 [padded, width] from each column of `self.place(i)` on: what link i has made."""
         plan, refs = self.plan, self.refs
         firsts, width = self.place(i)
@@ -96,10 +53,10 @@ class Worker:
             )
             for first in firsts
         ]
-        lacks = plan.over_columns(
-            self.shares(refs.offsets[i], plan.links[i].shape[0], jnp.sum), width
-        )
-        x_scale = plan.over_columns(x_scale, width)
+        x_scale, lacks, w_scales = known
+        if lacks is None:
+            lacks = self.shares(refs.offsets[i], plan.links[i].shape[0], jnp.sum)
+            lacks, x_scale = (plan.over_columns(each, width) for each in (lacks, x_scale))
         return [
             (total + lacks).astype(jnp.float32) * (x_scale * plan.over_rows(w_scale))
             for total, w_scale in zip(totals, w_scales, strict=True)
@@ -190,65 +147,95 @@ class Worker:
 
     def calculate(self):
         plan, refs = self.plan, self.refs
+        self.mark()
         self.clear()
-        mine, mine_width = self.own_part(plan.columns)
-        stream = plan.read(refs.stream_in.at[:, pl.ds(mine, mine_width)])
-        base, x_scale, w_scales = jnp.int32(0), None, None
-        for i, link in enumerate(plan.links):
-            k_size = link.shape[0]
-            first, width = self.own_part(k_size)
-            cols = pl.ds(first, width)
-            if link.normed:
-                weight = plan.read(refs.norm[i].at[refs.at[2 * i + 1], cols], layout(1).reduce(0))
-            if i:
-                self.meet(2 * i - 1)
-            if link.enter == "input":
-                if refs.given.shape[0] == plan.padded:
-                    value = plan.read(refs.given.at[:, cols])
-                else:
-                    value = plan.over_rows(plan.read(refs.given.at[0, cols], layout(1).reduce(0)))
-            elif link.enter == "stream":
-                value = stream
-            elif link.enter == "residual":
-                [found] = self.product(i - 1, x_scale, w_scales)
-                value = stream = stream + found
+        if plan.alone:
+            stream = None  # read where it is needed
+        else:
+            mine, mine_width = self.own_part(plan.columns)
+            stream = plan.read(refs.stream_in.at[:, pl.ds(mine, mine_width)])
+        base, known = jnp.int32(0), None
+        for i in range(len(plan.links)):
+            if plan.enters_alone(i):
+                known, stream = chain_alone.enter(self, i, known, stream)
             else:
-                gate, up = self.product(i - 1, x_scale, w_scales)
-                value = GATES[link.enter](gate) * up
-            weighed = value * plan.over_rows(weight) if link.normed else value
-
-            @pl.when(self.working(k_size))
-            def _(i=i, link=link, cols=cols, value=value, weighed=weighed):
-                refs.values[i][:, cols] = weighed
-                refs.peaks[i][:, self.worker] = jnp.max(jnp.maximum(weighed, -weighed), axis=1)
-                if link.normed:
-                    refs.squares[i][:, self.worker] = jnp.sum(value * value, axis=1)
-
-            self.meet(2 * i)
-            loaded = []
-            if plan.rows == 1:
-                loaded = [self.load_values(i, j, 0, tiles.TILE_K) for j in self.turns(i)]
-            peak, root = self.shares(refs.peaks[i], k_size, jnp.max), None
-            if link.normed:
-                root = lax.rsqrt(self.shares(refs.squares[i], k_size, jnp.sum) / k_size + link.eps)
-                peak = peak * root
-            inverse = (1.0 / jnp.maximum(peak, _EPS)) * 127.0
-            x_scale = 1.0 / inverse
-            factor = inverse if root is None else inverse * root
-            self.quantize(i, factor, loaded)
-
-            @pl.when(self.working(k_size))
-            def _(i=i, first=first, width=width, weighed=weighed, factor=factor):
-                digits = plan.rounded(weighed * plan.over_columns(factor, width))
-                last = ((plan.column_index(width) + first) // tiles.SLICE) % 4 == 3
-                refs.offsets[i][:, self.worker] = jnp.sum(jnp.where(last, digits, -digits), axis=1)
-
-            w_scales = self.scales(i)
+                known, stream = self.enter(i, known, stream)
             base = self.multiply(i, base)
+            self.mark()
+        self.leave(known, stream)
+        self.mark()
 
+    def enter(self, i, known, stream):
+        """Takes a part of the rows; the others' is known behind the grid's second barrier."""
+        plan, refs, link = self.plan, self.refs, self.plan.links[i]
+        k_size = link.shape[0]
+        first, width = self.own_part(k_size)
+        cols = pl.ds(first, width)
+        if link.normed:
+            weight = plan.read(refs.norm[i].at[refs.at[2 * i + 1], cols], layout(1).reduce(0))
+        if i:
+            self.meet()
+        self.mark()
+        if link.enter == "input":
+            if refs.given.shape[0] == plan.padded:
+                value = plan.read(refs.given.at[:, cols])
+            else:
+                value = plan.over_rows(plan.read(refs.given.at[0, cols], layout(1).reduce(0)))
+        elif link.enter == "stream":
+            value = stream
+        elif link.enter == "residual":
+            [found] = self.product(i - 1, known)
+            value = stream = stream + found
+        else:
+            gate, up = self.product(i - 1, known)
+            value = GATES[link.enter](gate) * up
+        weighed = value * plan.over_rows(weight) if link.normed else value
+
+        @pl.when(self.working(k_size))
+        def _():
+            refs.values[i][:, cols] = weighed
+            refs.peaks[i][:, self.worker] = jnp.max(jnp.maximum(weighed, -weighed), axis=1)
+            if link.normed:
+                refs.squares[i][:, self.worker] = jnp.sum(value * value, axis=1)
+
+        self.meet()
+        self.mark()
+        loaded = []
+        if plan.rows == 1:
+            loaded = [self.load_values(i, j, 0, tiles.TILE_K) for j in self.turns(i)]
+        peak, root = self.shares(refs.peaks[i], k_size, jnp.max), None
+        if link.normed:
+            root = inverse_root(self.shares(refs.squares[i], k_size, jnp.sum), link)
+        x_scale, factor = steps(peak, root)
+        self.quantize(i, factor, loaded)
+
+        @pl.when(self.working(k_size))
+        def _():
+            digits = plan.rounded(weighed * plan.over_columns(factor, width))
+            last = ((plan.column_index(width) + first) // tiles.SLICE) % 4 == 3
+            refs.offsets[i][:, self.worker] = jnp.sum(jnp.where(last, digits, -digits), axis=1)
+
+        self.mark()
+        w_scales = None if self.next_is_alone(i) else self.scales(i)
+        return Known(x_scale, None, w_scales), stream
+
+    def next_is_alone(self, i):
+        """Whether what link i makes is read by whole rows; else by parts."""
+        plan = self.plan
+        return plan.enters_alone(i + 1) if i + 1 < len(plan.links) else plan.adds_alone
+
+    def leave(self, known, stream):
+        """What the last product has made, and the stream."""
+        plan, refs = self.plan, self.refs
         end = len(plan.links) - 1
-        self.meet(2 * end + 1)
-        [found] = self.product(end, x_scale, w_scales)
+        if plan.alone and plan.leaves is not None:
+            chain_alone.write_stream(self, stream)
+        self.meet()
+        self.mark()
+        if plan.adds_alone:
+            chain_alone.write_stream(self, chain_alone.added(self, end, known, stream))
+            return
+        [found] = self.product(end, known)
         if plan.leaves is None:
             stream = stream + found
         else:
@@ -258,9 +245,12 @@ class Worker:
             def _():
                 refs.out[:, pl.ds(first, width)] = found
 
-        @pl.when(self.working(plan.columns))
-        def _():
-            refs.stream_out[:, pl.ds(mine, mine_width)] = stream
+        if not plan.alone:
+            mine, mine_width = self.own_part(plan.columns)
+
+            @pl.when(self.working(plan.columns))
+            def _():
+                refs.stream_out[:, pl.ds(mine, mine_width)] = stream
 
     def multiply(self, i, base):
         """This group's part of link i; how many tiles the block has had then."""

@@ -5,7 +5,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .chain_enter import Refs
+from .chain_meet import Refs
 from .chain_plan import Plan
 
 

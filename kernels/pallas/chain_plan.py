@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,21 @@ SLICES = (tiles.TILE_K // tiles.SLICE, tiles.SLICE)
 # Of a block on Hopper, less what barriers take.
 _SHARED_BYTES = 232448 - 1024
 MIN_STAGES = 4
+# Tiles along K of a row that a block enters alone: registers hold 64 of its columns' bytes.
+_MOST_ALONE = 16
 # Fetching so many bytes of weights takes as long as the end of a row of tiles: 100 cycles, and
 # atomic additions of 128 sums a row of activations, of which an H200 does 300 a ns.
 _END_BYTES, _ADD_BYTES = 1500, 1700
-# Adding and subtracting it rounds |x| < 2^22 to an integer, half to even.
+# Added to |x| < 2^22 it leaves x, rounded half to even, in the low bits of the sum.
 _ROUND = 1.5 * 2.0**23
+_ROUND_BITS = 0x4B400000
+# ternax.quant: the least magnitude that a scale is made of.
+_EPS = 1e-5
+
+
+# Of each link, where a group leaves the time: the last sums are there, so is what the row's
+# statistics need, its digits are in shared memory, its products are added.
+MARKS = ("met", "known", "quantized", "multiplied")
 
 
 class Link(NamedTuple):
@@ -67,6 +77,38 @@ class Weights(NamedTuple):
 GATES = {"silu": lambda x: x * jax.nn.sigmoid(x), "relu2": lambda x: jnp.square(jnp.maximum(x, 0))}
 
 
+def inverse_root(squares, link):
+    """Of the mean square, as RMSNorm has it."""
+    return lax.rsqrt(squares / link.shape[0] + link.eps)
+
+
+def steps(peak, root):
+    """(what an int8 step is worth, steps to a value that is to be normed by `root` first)."""
+    peak = peak if root is None else peak * root
+    inverse = (1.0 / jnp.maximum(peak, _EPS)) * 127.0
+    return 1.0 / inverse, inverse if root is None else inverse * root
+
+
+class Known(NamedTuple):
+    """What a block knows of a product that is being made.
+
+    Attributes:
+      x_scale: what its activations are to be scaled by, a number or [padded].
+      lacks: what all its sums lack, a number; None where blocks tell one another, in `offsets`.
+      w_scales: of the columns that this group reads of it; None where it reads whole rows.
+    """
+
+    x_scale: Any
+    lacks: Any
+    w_scales: Any
+
+
+def mark_names(links: Sequence[Link]) -> list[str]:
+    """What is behind a group when it leaves the time."""
+    between = [f"{i} {name}" for i in range(len(links)) for name in MARKS]
+    return ["begun", *between, "met", "left"]
+
+
 def padded_rows(rows: int) -> int:
     """Rows of the arrays that chains pass on: one for each warp, or as wgmma has columns."""
     return _WARPS if rows == 1 else wgmma_columns(rows)
@@ -88,7 +130,7 @@ def why_not(links: Sequence[Link], rows: int, blocks: int) -> str | None:
     for size in (*(link.shape[0] for link in links), links[-1].shape[1]):
         if chunks(size, 2 * blocks).width > _MOST_COLUMNS:
             return f"{size} columns have no equal parts of {_MOST_COLUMNS} or fewer for all blocks"
-    if stages_that_fit(links, rows, blocks) < MIN_STAGES:
+    if stages_that_fit(links, rows, blocks, alone=False) < MIN_STAGES:
         k_size = max(link.shape[0] for link in links)
         return f"{rows} rows of K = {k_size} do not fit beside the weights in shared memory"
     return None
@@ -98,14 +140,31 @@ def heuristic(blocks: int) -> dict[str, int]:
     """Settings on a GPU of `blocks` processors: all the stages that shared memory has room for,
     since what memory sends while a projection is entered need not be waited for afterwards.
     Nothing goes to L2 ahead of them: on an H200 that took longer, see docs/performance.md."""
-    return {"blocks": blocks, "stages": 16, "ahead": 0, "consumers": 2}
+    return {"blocks": blocks, "stages": 16, "ahead": 0, "consumers": 2, "alone": 1}
 
 
-def stages_that_fit(links: Sequence[Link], rows: int, blocks: int) -> int:
+def enters_alone(links: Sequence[Link], rows: int, columns: int) -> bool:
+    """Whether each block may enter what is no gate without the others: it has all of a row then.
+
+    What few blocks would have to read is read by every one, but nobody waits: one barrier less,
+    and no values that go through memory and back. Rows must be one, and short.
+    """
+    narrow = [columns, *(link.shape[0] for link in links if link.enter not in GATES)]
+    return rows == 1 and all(
+        k % tiles.TILE_K == 0 and k // tiles.TILE_K <= _MOST_ALONE for k in narrow
+    )
+
+
+def stages_that_fit(links: Sequence[Link], rows: int, blocks: int, alone: bool) -> int:
     """Tiles that fit in shared memory beside a block's activations."""
     tile_rows = wgmma_columns(rows)
-    held = max(tiles.grid(link.shape)[1] // parts(link.shape, rows, blocks) for link in links)
+    held = max(tiles.grid(link.shape)[1] // parts_of(link, rows, blocks, alone) for link in links)
     return (_SHARED_BYTES - held * tile_rows * tiles.TILE_K) // tiles.TILE_BYTES
+
+
+def parts_of(link: Link, rows: int, blocks: int, alone: bool) -> int:
+    """Parts along K of a link: one where each block has all activations anyway."""
+    return 1 if alone and link.enter not in GATES else parts(link.shape, rows, blocks)
 
 
 def parts(shape: tuple[int, int], rows: int, blocks: int) -> int:
@@ -159,7 +218,7 @@ class Plan:
       columns: of the residual stream.
       leaves: N of the last product, or None where it is added to the stream.
       interpret: for the interpreter, which has one block, and neither layouts nor atomics.
-      blocks, stages, ahead, consumers: see `chain.run`.
+      blocks, stages, ahead, consumers, alone, marks: see `chain.run`.
     """
 
     links: tuple[Link, ...]
@@ -172,6 +231,23 @@ class Plan:
     stages: int
     ahead: int
     consumers: int
+    alone: int
+    marks: bool = False
+
+    def enters_alone(self, i: int) -> bool:
+        """Whether a block enters link i without the others."""
+        return bool(self.alone) and self.links[i].enter not in GATES
+
+    @property
+    def adds_alone(self) -> bool:
+        """Whether each block adds the last product to the whole stream."""
+        return bool(self.alone) and self.leaves is None
+
+    @property
+    def meetings(self) -> int:
+        """Barriers of the grid in a launch: before each first read of what others have left."""
+        each = (1 if i == 0 or self.enters_alone(i) else 2 for i in range(len(self.links)))
+        return sum(each) + 1
 
     @property
     def pairs(self) -> int:
@@ -203,7 +279,7 @@ class Plan:
     @functools.cached_property
     def counts(self) -> list[int]:
         """Parts along K of each link."""
-        return [parts(link.shape, self.rows, self.blocks) for link in self.links]
+        return [parts_of(link, self.rows, self.blocks, bool(self.alone)) for link in self.links]
 
     @functools.cached_property
     def held(self) -> list[int]:
@@ -246,5 +322,6 @@ class Plan:
         return plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=layout(1))
 
     def rounded(self, value):
-        value = jnp.round(value) if self.interpret else (value + _ROUND) - _ROUND
-        return value.astype(jnp.int32)
+        if self.interpret:
+            return jnp.round(value).astype(jnp.int32)
+        return lax.bitcast_convert_type(value + _ROUND, jnp.int32) - _ROUND_BITS

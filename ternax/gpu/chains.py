@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ternax.config import ModelConfig
 from ternax.configs import get_config
@@ -57,6 +58,8 @@ def run(step: Step) -> None:
             try:
                 _check(step, model, links, made, rows)
                 _time(step, model, links, made, rows)
+                if rows == 1:
+                    _between_marks(step, model, links, made)
             except Exception as error:
                 said = (str(error).strip() or "it said nothing").splitlines()[0][:200]
                 note = f"exactness, {rows} rows: FAILED to run: {type(error).__name__}: {said}"
@@ -221,3 +224,46 @@ def _time(step: Step, model: ModelConfig, links, made, rows: int) -> None:
         layers=layers,
         batch=rows,
     )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _marks(links: tuple[Link, ...], config: Config, stream, given, arrays):
+    """`chain.times` of the ring's last layer, behind all the others."""
+    *_, last = (
+        chain.times(
+            links,
+            [chain.Weights(data, scale, norm, at, at) for data, scale, norm in arrays],
+            *(stream, given, 1, dict(config)),
+        )
+        for at in map(jnp.int32, range(arrays[0][0].shape[0]))
+    )
+    return last
+
+
+def _between_marks(step: Step, model: ModelConfig, links, made) -> None:
+    """A Record of where a launch's time goes: us from mark to mark, the median of blocks."""
+    arrays = [(w.data, scale, norm) for w, scale, norm in made]
+    marks = _marks(links, settings(links, 1), *_inputs(links, 1), arrays)
+    taken = intervals_us(np.asarray(marks))
+    names = chain.mark_names(links)[1:]
+    middle, slowest = np.median(taken, axis=0), taken.max(axis=0)
+    shown = zip(names, middle, slowest, strict=True)
+    note = ", ".join(f"{name} {m:.2f} ({s:.2f})" for name, m, s in shown)
+    step.keep(
+        "kernel",
+        {"call_us": float(np.median(taken.sum(axis=1)))},
+        f"us until a group of a block is so far, median (slowest): {note}",
+        samples=[float(m) for m in middle],
+        unit="us",
+        config=f"{model.name}:chain",
+        inputs="int8",
+        backend="mosaic",
+        batch=1,
+    )
+
+
+def intervals_us(marks: np.ndarray) -> np.ndarray:
+    """f64 [workers, marks - 1] of int32 [workers, marks, 2], cycles and ns, see `chain.times`."""
+    cycles, ns = (np.diff(marks[..., i].astype(np.uint32), axis=1) for i in (0, 1))
+    cycles_per_us = 1e3 * cycles.sum(axis=1) / ns.sum(axis=1)  # a clock each
+    return cycles / cycles_per_us[:, None]

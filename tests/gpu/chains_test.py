@@ -52,3 +52,16 @@ def test_its_steps_are_the_chain():
         LINKS, [weights[0], (lost, *rest), *weights[2:]], 1, stream[:rows], given[:rows]
     )
     assert np.max(np.abs(other - expected)) / np.max(np.abs(expected)) > chains.ERROR
+
+
+def test_cycles_are_turned_into_time_by_each_processors_own_clock():
+    cycles = np.array([[0xFFFFFF00, 0x100, 0x500], [7, 7 + 1024, 7 + 3072]])
+    ns = np.array([[10, 266, 778], [0xFFFFFFF0, 0x1F0, 0x5F0]])
+    marks = np.stack([cycles, ns], axis=-1).astype(np.uint32).view(np.int32)
+    assert chains.intervals_us(marks) == pytest.approx(np.array([[0.256, 0.512], [0.512, 1.024]]))
+
+
+def test_each_part_of_a_launch_has_a_mark():
+    names = chain.mark_names(LINKS)
+    assert len(names) == len(set(names)) == 3 + 4 * len(LINKS)
+    assert names[0] == "begun" and names[-1] == "left" and names[4] == "0 multiplied"

@@ -97,7 +97,7 @@ def test_the_backend_reads_it(folder, monkeypatch):
 
 def test_settings_worth_trying_fit_the_processor():
     around = tuning.chain_space(chain.heuristic(132))
-    assert around[0] == chain.heuristic(132) and len(around) == 5
+    assert around[0] == chain.heuristic(132) and len(around) == 6
     assert all(config not in around[:i] for i, config in enumerate(around))
     assert all(config.keys() == around[0].keys() for config in around)
     for rows in tuning.ROWS:

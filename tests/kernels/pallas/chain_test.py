@@ -71,7 +71,7 @@ def in_steps(links, projections, stream, given):
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def run(links, weights, stream, given, rows, consumers):
-    config = {"blocks": 1, "stages": 4, "ahead": 3, "consumers": consumers}
+    config = {"blocks": 1, "stages": 4, "ahead": 3, "consumers": consumers, "alone": 1}
     return chain.run(links, weights, stream, given, rows, config, interpret=True)
 
 
@@ -87,18 +87,40 @@ BITNET = (
     Link((544, 64), "relu2", True, 1e-5),  # more than one tile along K
 )
 FIRST = (Link((64, 160), "stream", True, 1e-6),)
+# Rows of whole tiles, an odd number of them; a block enters them alone.
+WHOLE = (
+    Link((512, 1536), "input", False, 0.0),
+    Link((1536, 320), "residual", True, 1e-5),
+    Link((160, 1536), "silu", False, 0.0),
+    Link((1536, 640), "residual", True, 1e-5),
+)
+WHOLE_FIRST = (Link((512, 640), "stream", True, 1e-6),)
+WHOLE_SUM = (Link((1024, 512), "input", True, 1e-5), Link((512, 512), "residual", True, 1e-5))
+
+
+def stream_columns(links):
+    return next(
+        k if link.enter in ("stream", "residual") else n
+        for link in reversed(links)
+        for k, n in [link.shape]
+    )
 
 
 @pytest.mark.parametrize(
-    "links, rows, consumers", [(LLAMA, 1, 2), (BITNET, 3, 2), (FIRST, 9, 2), (BITNET[1:2], 16, 2)]
+    "links, rows, consumers",
+    [
+        *((LLAMA, 1, 2), (BITNET, 3, 2), (FIRST, 9, 2), (BITNET[1:2], 16, 2)),
+        *((WHOLE, 1, 2), (WHOLE_FIRST, 1, 2), (WHOLE_SUM, 1, 2), (WHOLE_SUM, 2, 2)),
+    ],
 )
 def test_a_chain_is_its_steps(links, rows, consumers):
     if links[0].enter == "residual":  # alone it reads the stream
         links = (links[0]._replace(enter="stream"),)
     rng = np.random.default_rng(rows)
     projections = [Projection(link, rng, layer=1) for link in links]
-    padded = chain.padded_rows(rows)
-    stream = jnp.asarray(rng.normal(size=(padded, 64)).astype(np.float32))
+    padded, columns = chain.padded_rows(rows), stream_columns(links)
+    assert (rows == 1 and columns % 512 == 0) == chain.enters_alone(links, rows, columns)
+    stream = jnp.asarray(rng.normal(size=(padded, columns)).astype(np.float32))
     given = None
     if links[0].enter == "input":
         given = jnp.asarray(rng.normal(size=(padded, links[0].shape[0])).astype(np.float32))
@@ -107,7 +129,7 @@ def test_a_chain_is_its_steps(links, rows, consumers):
     ready = jax.block_until_ready((weights, stream, given))
     found, found_stream = jax.block_until_ready(run(links, *ready, rows, consumers))
     product, expected_stream = in_steps(links, projections, stream, given)
-    if links[-1].shape[1] == 64:
+    if links[-1].shape[1] == columns:
         assert found is None
         expected_stream = expected_stream + product
     else:
@@ -141,7 +163,7 @@ def test_blocks_share_every_tile_once(blocks):
     """The interpreter has one block; how many divide a product is counted here."""
     for rows in (1, 16):
         links = (Link((28672, 8192), "stream", False, 0.0), Link((6912, 2560), "silu", True, 1e-5))
-        plan = Plan(links, (1, 1), rows, 8192, None, False, blocks, 8, 0, 2)
+        plan = Plan(links, (1, 1), rows, 8192, None, False, blocks, 8, 0, 2, 0)
         for i, (along_n, along_k) in enumerate(plan.grids):
             seen = np.zeros((along_n, along_k), int)
             for block in range(blocks):
