@@ -21,7 +21,7 @@ from ternax.nn.linear import PackedLinear
 from ternax.nn.norm import RMSNorm
 
 # Layers in one turn of the loop over layers: as many are one CUDA graph.
-UNROLL = 4
+UNROLL = 16
 
 
 def why_not(block, rows: int) -> str | None:
