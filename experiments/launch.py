@@ -44,16 +44,21 @@ COMMAND = flags.Command(
 
 def main(argv=None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    cut = argv.index("--") if "--" in argv else len(argv)
-    command = argv[cut + 1 :]
+    # The command begins behind --, or with the first word that is no flag of this one.
+    cut = next((i for i, w in enumerate(argv) if w == "--" or w[:1] != "-"), len(argv))
+    command = argv[cut + (argv[cut : cut + 1] == ["--"]) :]
 
     def body(args):
         if not command:
-            raise UsageError("expected -- and a command, such as -- experiments.decode --config=8b")
+            raise UsageError(
+                "expected a command behind the flags, such as experiments.decode --config=8b"
+            )
         module = f"ternax.{command[0].removeprefix('ternax.')}"
         known = module.startswith("ternax.experiments.") and importlib.util.find_spec(module)
         if not known:
-            raise UsageError(f"expected an experiment behind --, found {command[0]!r}")
+            raise UsageError(
+                f"expected an experiment, such as experiments.decode, found {command[0]!r}"
+            )
         ending = launch.run(
             module,
             command[1:],

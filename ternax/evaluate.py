@@ -145,7 +145,7 @@ def compare(
         )
     _check(model, sequences)
     _check(reference, sequences)
-    parts, other_parts = nnx.split(model), nnx.split(reference)
+    parts, other_parts = (nnx.split(fit_kernels(one)) for one in (model, reference))
     found = []
     for tokens, count in batches(sequences, batch):
         rows = _contrast(parts[0], parts[1], other_parts[0], other_parts[1], tokens)

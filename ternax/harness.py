@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from ternax.data import BYTES, END
+from ternax.edit import fit_kernels
 from ternax.engine import generate
 from ternax.errors import UsageError
 from ternax.models import Decoder
@@ -39,7 +40,7 @@ def score(model: Decoder, context: str, continuation: str) -> tuple[float, bool]
     behind = continuation.encode()
     tokens = _tokens(context + continuation)
     total, greedy = 0.0, True
-    graph, leaves = nnx.split(model)
+    graph, leaves = nnx.split(fit_kernels(model))
     # No text, no target: a likelihood of 1.
     for window, count in windows(tokens, len(tokens) - len(behind), model.config.max_context):
         # Behind what counts, padding changes nothing: attention is causal.

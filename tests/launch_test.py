@@ -94,8 +94,9 @@ def test_told_to_end(children):
 @pytest.mark.parametrize(
     "argv, why",
     [
-        ([], "expected -- and a command"),
-        (["--", "os"], "expected an experiment behind --, found 'os'"),
+        ([], "expected a command behind the flags"),
+        (["--", "os"], "expected an experiment, such as experiments.decode, found 'os'"),
+        (["python"], "expected an experiment, such as experiments.decode, found 'python'"),
         (["--processes=0", "--", "experiments.decode"], "--processes"),
     ],
 )
