@@ -56,6 +56,7 @@ def robustness_flags(define):
     define.string(
         "config", "stdlib-bitnet", "a saved packed model, one in the box, or a name", form="PATH"
     )
+    define.choice("weights", "auto", box.WEIGHTS, "auto: stored ones where there are any")
     define.integer("layers", None, "of --preset=table: the first N layers of a stack", lower=1)
     define.section("Noise")
     define.strings("noise", "a noise without its strength: bitflip,policy=zero", form="NAME")
@@ -73,6 +74,7 @@ def robustness_flags(define):
     )
     define.boolean("no_sensitivity", "leave out each projection struck alone")
     define.boolean("no_forecast", "leave out the predicted rise in loss, and budgets")
+    define.boolean("by_depth", "what each layer reads too, beside the clean model")
     define.boolean("controls", "each point again: at other places, Gaussian, in another order")
     define.number(
         "protect", 0.0, "each point again with that share of weights kept clean", lower=0, upper=1
@@ -135,7 +137,7 @@ def robustness(args) -> None:
         return together(args)
     if args.layers is not None:
         raise UsageError("--layers is for --preset=table: a trained model is studied whole")
-    source = box.find(args.config)
+    source = box.find(args.config, args.weights)
     work = {"batch": BATCH, "context": args.length, "positions": args.length}
     mesh = mesh_flag.mesh_of(args, source.config, **work)
     text = heldout.open_text(args.text)
@@ -150,12 +152,13 @@ def robustness(args) -> None:
         sensitivity=not args.no_sensitivity,
         forecast=not args.no_forecast,
         controls=args.controls,
+        depth=args.by_depth,
         protect=args.protect,
         trained_tokens=source.trained_tokens,
         text=f"{source.origin}; {text.source}, sha256 {text.sha256[:16]}",
         flags_text=args.command_line,
     )
-    model = load(args.config, text, args.seed, mesh)
+    model = load(args.config, source, text, args.seed, mesh)
     noise_study.check(study, model)
     with open_store(args.output_dir, "robustness", study.config, "noise") as store:
         with progress("robustness", None, "") as advance:
@@ -220,19 +223,19 @@ def lines_along(args) -> None:
     print(f"wrote {store.directory}/along.md, results.json{drawing.said(picture)}")
 
 
-def load(source: str, text, seed: int, mesh=None):
+def load(name: str, source: box.Source, text, seed: int, mesh=None):
     """The packed model, on each device of a mesh. UsageError where it lacks tokens of the text."""
     import ternax
 
-    stored = box.find(source)
-    if text.vocab_size > stored.config.vocab_size:
+    config = source.config
+    if text.vocab_size > config.vocab_size:
         raise UsageError(
             f"--text: bytes have {text.vocab_size} values, found a vocabulary of "
-            f"{stored.config.vocab_size} in {stored.config.name}"
+            f"{config.vocab_size} in {config.name}"
         )
-    if stored.directory is not None:
-        return ternax.load(source, mesh=mesh)
-    return ternax.load(source, seed=seed, mesh=mesh)
+    if source.directory is not None:
+        return ternax.load(name, mesh=mesh)
+    return ternax.load(name, weights="random", seed=seed, mesh=mesh)
 
 
 COMMAND = flags.Command(

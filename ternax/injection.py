@@ -1,5 +1,7 @@
 """`perturb`: noise on chosen weights of a model, by name, in place, without unpacking them."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,8 @@ from ternax.gather import put_rows, whole_leaf
 from ternax.kernels.packing import FORMATS, Packed, float_to_bits, unpack
 from ternax.measure import memory_available_bytes
 from ternax.models import Decoder
-from ternax.nn.read_noise import NoisyLinear
+from ternax.nn.read_noise import NoisyCache, NoisyLinear
+from ternax.noise.memory import MemoryBits
 from ternax.noise.model import NoiseModel, apply
 from ternax.noise.reads import ReadNoise
 from ternax.noise.words import (
@@ -23,7 +26,7 @@ from ternax.noise.words import (
 from ternax.random_weights import tensor_key
 from ternax.striking import strike, strike_split
 from ternax.table import binary
-from ternax.targets import EVERYTHING, Target, check_domain, selected
+from ternax.targets import EVERYTHING, Target, check_domain, memory_targets, selected
 
 
 def perturb(
@@ -63,6 +66,8 @@ def perturb(
     """
     if isinstance(rows, bool) or not 0 <= rows <= 1:
         raise UsageError(f"perturb: rows must lie in [0, 1], found {rows!r}")
+    if isinstance(noise, MemoryBits):
+        return _strike_memory(_copied(model) if copy else model, noise, key, select, layers, rows)
     chosen = selected(model, select, layers, noise.domain)
     check_domain(noise, chosen, rows)
     if copy:
@@ -70,6 +75,9 @@ def perturb(
         chosen = selected(model, select, layers, noise.domain)
     counts = {name: 0 for target in chosen for name in target.names()}
     if noise.strength == 0 or rows == 0:
+        return model, counts
+    if noise.domain == "cache":
+        _wrap_cache(model, noise, key, chosen)
         return model, counts
     if isinstance(noise, ReadNoise):
         _wrap(model, noise, key, chosen)
@@ -89,6 +97,24 @@ def perturb(
 def _copied(model: Decoder) -> Decoder:
     graph, leaves = nnx.split(model)
     return nnx.merge(graph, jax.tree.map(jnp.copy, leaves))
+
+
+def _strike_memory(model, noise: MemoryBits, key, select, layers, rows):
+    """Each of its parts, with a key of its own, on what there is of it."""
+    counts: dict[str, int] = {}
+    for number, part in enumerate(noise.parts()):
+        chosen = memory_targets(model, part, select, layers)
+        if not chosen:
+            continue
+        names = "|".join(re.escape(name) for target in chosen for name in target.names())
+        model, found = perturb(
+            model, part, jax.random.fold_in(key, number), select=names, rows=rows
+        )
+        for name, count in found.items():
+            counts[name] = counts.get(name, 0) + count
+    if not counts:
+        selected(model, select, layers)  # says what there is
+    return model, counts
 
 
 def _layer_keys(key, target: Target) -> jax.Array:
@@ -245,6 +271,21 @@ def _units(packed: Packed, layer):
     gain = spread(packed.scale)
     shift = jnp.zeros_like(gain) if packed.zero is None else spread(packed.zero) * gain
     return units, gain * fmt.high, shift
+
+
+# --- The cache ---------------------------------------------------------------------------------
+
+
+def _wrap_cache(model: Decoder, noise, key, chosen: list[Target]) -> None:
+    """What attention stores is read through the noise, in the layers chosen."""
+    attn, count = model.layers.attn, model.config.num_layers
+    if attn.memory is not None:
+        raise UsageError("perturb: the cache is under a noise already")
+    words, strength = np.zeros((count, 2), np.uint32), np.zeros(count, np.float32)
+    for target in chosen:
+        strength[list(target.layers)] = noise.strength
+        words[list(target.layers)] = jax.vmap(key_words)(_layer_keys(key, target))
+    attn.memory = nnx.data(NoisyCache(noise, jnp.asarray(words), jnp.asarray(strength)))
 
 
 # --- Reads -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from ternax.models import Decoder
 from ternax.noise import make_noise
 from ternax.record import Record, Store
 from ternax.robustness import Clean
-from ternax.targets import EVERYTHING, check_domain, selected
+from ternax.targets import EVERYTHING, check_study
 
 HOW = "; study: "
 
@@ -31,6 +31,7 @@ class Study:
       sensitivity: whether each projection is struck alone too.
       forecast: whether rises in loss are foreseen.
       controls: whether every point has its controls, see `noise_controls`.
+      depth: whether what each layer reads is compared too.
       protect: share of the outputs' weights, the dearest, that are also kept clean; 0: none.
       text: the text in words.
       trained_tokens: what the model was trained on; None where that is unknown.
@@ -46,6 +47,7 @@ class Study:
     sensitivity: bool = True
     forecast: bool = True
     controls: bool = False
+    depth: bool = False
     protect: float = 0.0
     text: str = ""
     trained_tokens: int | None = None
@@ -73,7 +75,7 @@ def check(study: Study, model: Decoder) -> None:
     """UsageError where a pattern selects nothing, or a noise is on what the model does not have."""
     for spec, strengths in study.sweeps.items():
         noise = make_noise(spec, strength=strengths[0])
-        check_domain(noise, selected(model, study.select, domain=noise.domain), study.rows)
+        check_study(noise, model, study.select, study.rows)
 
 
 def check_folder(study: Study, clean: Clean, store: Store) -> None:

@@ -23,6 +23,8 @@ from ternax.targets import selected
 LOSSES = {"005": 0.05, "020": 0.2}
 # What a noise's headline is called in its note.
 TOLERATED = "strengths tolerated"
+# What each layer reads, with and without noise, is called so in its note.
+BY_DEPTH = "cosine of what each layer reads"
 # What each projection is struck with alone, and how often at most.
 PROBE_SIGMA, PROBE_DRAWS = 0.3, 3
 # Seconds after programming that a refresh of analog cells is looked for in.
@@ -81,6 +83,15 @@ class Summary:
         )
         if len(predicted) > 1:
             yield self.record(title, predicted, kind="predicted")
+        if study.depth and finite:
+            keys = [study.key(draw) for draw in range(study.draws)]
+            where = dict(select=study.select, rows=study.rows)
+            cosines = robustness.by_depth(self.clean, noise, keys, **where)
+            if all(map(math.isfinite, cosines)):
+                metrics = {name: measured[name] for name in ("noise_strength", "logit_cosine")}
+                yield self.record(
+                    f"{title}: {BY_DEPTH}", metrics, samples=tuple(cosines), sample_unit="cosine"
+                )
 
     def _spread(self, found: Sequence[Record]) -> dict[str, float]:
         """Means of draws, with the intervals over draws and over the text."""
@@ -225,7 +236,8 @@ class Summary:
 
 def whole_trits(study: Study, clean: Clean) -> bool:
     """Whether products are foreseen: of whole projections, and only where all struck are trits."""
-    if any(make_noise(spec, strength=s[0]).domain == "norms" for spec, s in study.sweeps.items()):
+    domains = {make_noise(spec, strength=s[0]).domain for spec, s in study.sweeps.items()}
+    if domains & {"norms", "cache", "memory"}:
         return False
     names = [name for target in selected(clean.model, study.select) for name in target.names()]
     return study.rows == 1 and all(name in clean.codes for name in names)

@@ -22,7 +22,7 @@ LEGEND = textwrap.wrap(
 
 def lines(records: list[Record]) -> list[str]:
     """Everything on a screen."""
-    parts = (table, tolerances, budgets, alone, controls)
+    parts = (table, depth, tolerances, budgets, alone, controls)
     found = [line for part in parts for line in part(records)]
     return [*found, "", *LEGEND]
 
@@ -86,6 +86,25 @@ def over_text(metrics: dict) -> str:
         return ""
     low, high = (metrics[f"bits_per_byte_rise_text_{end}"] for end in ("low", "high"))
     return f"[{low:.3f}, {high:.3f}]"
+
+
+def depth(records: list[Record]) -> list[str]:
+    """How far from clean is what layers read, of deep models eight of them; then the logits."""
+    found = [record for record in records if record.sample_unit == "cosine"]
+    if not found:
+        return []
+    count = len(found[0].samples)
+    shown = sorted({round(i * (count - 1) / 7) for i in range(8)}) if count > 8 else range(count)
+    heads = [("read by layer", 22), ("strength", 8), *((str(i), 6) for i in shown), ("logits", 6)]
+    rows = [
+        [
+            *(title(r), f"{r.metrics['noise_strength']:g}"),
+            *(f"{r.samples[i]:.4f}" for i in shown),
+            f"{r.metrics['logit_cosine']:.4f}",
+        ]
+        for r in found
+    ]
+    return ["", *columns(heads, rows), "cosine of what the layer reads with the clean model's"]
 
 
 def tolerances(records: list[Record]) -> list[str]:

@@ -154,7 +154,7 @@ def contrast(clean: Clean, noisy: Decoder, changed: int) -> Point:
     diverged: tuple[int, ...] = ()
     lost = np.flatnonzero(~np.isfinite(bits))
     where = first_not_finite(noisy, clean.text.tokens[lost[:1], :-1]) if lost.size else None
-    if not lost.size:
+    if not lost.size and noisy.layers.attn.memory is None:  # else there is no decoding it
         pairs = zip(clean.continued, continued(noisy, clean.text.tokens), strict=True)
         diverged = tuple(int((np.append(a == b, False)).argmin()) for a, b in pairs)
     return Point(
@@ -190,6 +190,29 @@ def first_not_finite(model: Decoder, tokens: np.ndarray) -> str | None:
         if not np.isfinite(x).all():
             return name
     return None if np.isfinite(np.asarray(model(jnp.asarray(tokens)))).all() else "head"
+
+
+def by_depth(
+    clean: Clean, noise: NoiseModel, keys: Sequence[jax.Array], **selection
+) -> list[float]:
+    """Cosine of what each layer reads with what it reads in the clean model: mean of the draws.
+
+    Of q's inputs, behind the layer's first norm; selection: as for `point`.
+    """
+    names = [f"layers.{layer}.attn.q" for layer in range(clean.model.config.num_layers)]
+    rows = len(clean.inputs[names[0]]) // (clean.text.tokens.shape[1] - 1)
+    found = []
+    for key in keys:
+        noisy, _ = injection.perturb(clean.model, noise, key, copy=True, **selection)
+        seen = taps.projection_inputs(noisy, clean.text.tokens[:rows, :-1])
+        pairs = ((clean.inputs[name].ravel(), seen[name].ravel()) for name in names)
+        found.append([_cosine(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs])
+    return np.mean(found, axis=0).tolist()
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    size = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(a @ b / size) if size > 0 else 0.0
 
 
 def rise_of(clean: Clean, points: Sequence[np.ndarray]) -> tuple[Interval, Interval]:

@@ -18,6 +18,7 @@ from ternax.nn.norm import RMSNorm
 from ternax.nn.table import PackedTable
 from ternax.noise.bits import PackedNoise
 from ternax.noise.model import NoiseModel
+from ternax.noise.storage import HALF
 from ternax.row_order import Rows
 
 # What a pattern selects if it does not say: every projection.
@@ -93,10 +94,16 @@ def norms(model: Decoder) -> Iterator[Target]:
             yield Target(name, node, 0, width, 1, layers if stack else (0,), model.first_layer)
 
 
+def caches(model: Decoder) -> Iterator[Target]:
+    """What attention stores, all layers of it."""
+    layers = tuple(range(model.config.num_layers))
+    yield Target("layers.*.attn.cache", model.layers.attn, 0, 0, 0, layers, model.first_layer)
+
+
 def selected(
     model: Decoder, select: str, layers: range | None = None, domain: str = ""
 ) -> list[Target]:
-    """The targets that a pattern selects, each with its layers; the norms in domain "norms".
+    """The targets that a pattern selects, each with its layers: weights, or what `domain` is of.
 
     Raises:
       UsageError: no packed model, or none of its names match.
@@ -108,7 +115,7 @@ def selected(
     except re.error as error:
         raise UsageError(f"select: {select!r} is no regular expression: {error}") from error
     found, names = [], []
-    for target in norms(model) if domain == "norms" else targets(model):
+    for target in {"norms": norms, "cache": caches}.get(domain, targets)(model):
         names += target.names()
         kept = tuple(
             layer
@@ -126,19 +133,44 @@ def selected(
     return found
 
 
+def memory_targets(
+    model: Decoder, part: NoiseModel, select: str, layers: range | None = None
+) -> list[Target]:
+    """What one part of `memory_bits` finds: scales only where there are any."""
+    try:
+        found = selected(model, select, layers, part.domain)
+    except UsageError:
+        return []
+    floats = part.domain == "scale"
+    return [one for one in found if not (floats and one.node.format in FLOAT_FORMATS)]
+
+
+def check_study(noise: NoiseModel, model: Decoder, select: str, rows: float) -> None:
+    """UsageError where the noise has nothing to strike, or not what it strikes."""
+    if noise.domain != "memory":
+        return check_domain(noise, selected(model, select, domain=noise.domain), rows)
+    found = {part: memory_targets(model, part, select) for part in noise.parts()}
+    if not any(found.values()):
+        selected(model, select)  # says what there is
+    for part, chosen in found.items():
+        check_domain(part, chosen, rows)
+
+
 def check_domain(noise: NoiseModel, chosen: list[Target], rows: float = 1.0) -> None:
     """UsageError where a target does not hold what the noise strikes."""
-    if noise.domain == "norms":
+    if noise.domain in ("norms", "cache"):
         if rows < 1:
-            raise UsageError(f"noise on norms is on whole norms, found rows {rows}")
+            raise UsageError(f"noise on {noise.domain} is on all of one, found rows {rows}")
         return
     for target in chosen:
         format, table = target.node.format, isinstance(target.node, PackedTable)
         what = f"{target.name} in {format}"
         if noise.domain == "codes" and format != "trit2":
             raise UsageError(f"noise on trits: expected weights in trit2, found {what}")
-        if isinstance(noise, PackedNoise) and noise.storage != "canonical" and format != "trit2":
-            raise UsageError(f"noise: storage {noise.storage} is of trits, found {what}")
+        if isinstance(noise, PackedNoise) and noise.storage != "canonical":
+            own, said = ("f32", "floats") if noise.storage == HALF else ("trit2", "trits")
+            if format != own:
+                raise UsageError(f"noise: storage {noise.storage} is of {said}, found {what}")
         if noise.domain == "scale" and format in FLOAT_FORMATS:
             raise UsageError(f"noise on scales: expected weights with scales, found {what}")
         if noise.domain == "weights" and (format in FLOAT_FORMATS or table):

@@ -1,12 +1,14 @@
 """Grouped-query attention: full over a sequence, or over a KV cache block by block."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ternax.config import ModelConfig
+from ternax.errors import UsageError
 from ternax.kernels.attention import rotate, step_attention
 from ternax.kernels.attention_across import step_attention_across
 from ternax.nn.cache import KVCache
@@ -73,7 +75,8 @@ class Attention(nnx.Module):
 
     BitNet puts a norm, `sub_norm`, in front of o. `backend` names the kernels of
     `step_attention`, None the platform's fastest. `across` is the mesh axis that the cache's slots
-    are split over, inside `shard_map`; None: they are whole here.
+    are split over, inside `shard_map`; None: they are whole here. `memory` is what a full pass
+    reads keys and values through, (k, v) -> (k, v), f32 [B, T, G, E], k rotated; None: as they are.
     """
 
     def __init__(self, config: ModelConfig, *, sub_norm: bool, rngs: nnx.Rngs):
@@ -92,6 +95,7 @@ class Attention(nnx.Module):
         self.head_dim, self.num_kv_heads = config.head_dim, config.num_kv_heads
         self.backend: str | None = None
         self.across: str | None = None
+        self.memory: Callable | None = None
 
     def __call__(self, x, layer, rope, start, cache: KVCache | None, *, norm: RMSNorm):
         """x + attention(norm x).
@@ -108,7 +112,12 @@ class Attention(nnx.Module):
             q, k, v = jnp.split(
                 heads, [heads.shape[2] - 2 * groups, heads.shape[2] - groups], axis=2
             )
-            out = attend_full(rotate(q, rope), rotate(k, rope), v, start)
+            k = rotate(k, rope)
+            if self.memory is not None:
+                k, v = self.memory(k, v)
+            out = attend_full(rotate(q, rope), k, v, start)
+        elif self.memory is not None:
+            raise UsageError("noise on the cache is in full passes alone, not in those that decode")
         else:
             out, cache = attend_cached(qkv, rope, cache, layer, self.backend, self.across)
         out = out.reshape(*x.shape[:2], -1)

@@ -30,6 +30,8 @@ def why_not(block, rows: int) -> str | None:
         return reason
     from ternax.kernels.pallas import chain
 
+    if block.attn.memory is not None:
+        return "chains read the cache as it is"
     for linear in _linears(block):
         if type(linear) is not PackedLinear or linear.across is not None:
             return "chains take packed projections of one device, without noise at read time"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from ternax.counter_hash import GOLDEN
 from ternax.nn.linear import PackedLinear, enter, weight_of
 from ternax.nn.norm import RMSNorm
 from ternax.noise.reads import ReadNoise
@@ -19,6 +20,28 @@ from ternax.sharding import Layout
 
 class ReadLeaf(nnx.Variable):
     """A leaf of a noise at read time, with the layer axis of its stack."""
+
+
+class NoisyCache(nnx.Module):
+    """A noise on the keys and values that attention has stored.
+
+    Attributes: as `NoisyLinear`'s of these names.
+    """
+
+    def __init__(self, noise: ReadNoise, key: jax.Array, strength: jax.Array):
+        self.noise = noise.with_strength(0.0)
+        self.key = ReadLeaf(key)
+        self.strength = ReadLeaf(strength)
+
+    def __call__(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """k, rotated, and v: f32 [B, T, G, E] -> the same as they are read."""
+        key, strength = self.key[...], self.strength[...]
+        salts = jnp.uint32(0), jnp.uint32(GOLDEN)
+        found = [
+            self.noise.apply(key ^ salt, value, strength)[0]
+            for salt, value in zip(salts, (k, v), strict=True)
+        ]
+        return found[0], found[1]
 
 
 class NoisyLinear(nnx.Module):

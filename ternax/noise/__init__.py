@@ -3,7 +3,7 @@
 import dataclasses
 
 from ternax.errors import UsageError
-from ternax.noise import analog, bits, cells, reads, trits
+from ternax.noise import analog, bits, cells, memory, reads, trits
 from ternax.noise.model import NoiseModel
 from ternax.options import named_class, parse_options
 
@@ -19,6 +19,8 @@ NOISES: dict[str, type[NoiseModel]] = {
     "byte_fault": bits.ByteFault,
     "scale_bits": bits.ScaleBits,
     "norm_bits": bits.NormBits,
+    "cache_bits": memory.CacheBits,
+    "memory_bits": memory.MemoryBits,
     # Analog weights.
     "gaussian": analog.Gaussian,
     "pcm": analog.Pcm,

@@ -40,7 +40,7 @@ class PackedNoise(WordNoise):
         is, +1 for a trit, and for floats every value beyond the matrix's own largest is put
         there; "nearest" one of the legal codes that are one bit away; "detect" the right value,
         got again from elsewhere; "raw" what the bits say, +2 for a trit.
-      storage: a name of `storage.STORAGES`, how trits lie in memory.
+      storage: a name of `storage.STORAGES`, how trits lie in memory; "f16", how f32 weights do.
     """
 
     rate: float
@@ -52,7 +52,7 @@ class PackedNoise(WordNoise):
     def __post_init__(self):
         super().__post_init__()
         check_choice("noise", "policy", self.policy, POLICIES)
-        check_choice("noise", "storage", self.storage, stored.STORAGES)
+        check_choice("noise", "storage", self.storage, (*stored.STORAGES, stored.HALF))
         if self.storage == stored.BASE3 and self.policy != "zero":
             raise UsageError(f"noise: {stored.BASE3} has no invalid code, so no policy for it")
 
@@ -67,6 +67,8 @@ class PackedNoise(WordNoise):
     def strike(self, key, words, rows, matrix: Matrix, strength, statistic):
         if self.storage == stored.CANONICAL:
             noisy = words ^ self.flips(key, _index(rows, words.shape[1]), strength)
+        elif self.storage == stored.HALF:
+            noisy = self._strike_halves(key, words, rows, matrix, strength)
         elif matrix.format != "trit2":
             raise UsageError(
                 f"noise: storage {self.storage} is of trits, found {matrix.format} weights"
@@ -85,6 +87,17 @@ class PackedNoise(WordNoise):
             return _legal_floats(noisy, words, matrix, self.policy, statistic)
         coin = draws(key, _index(rows, words.shape[1]), 0, COIN)
         return _legal_codes(noisy, words, coin, FORMATS[matrix.format].bits, self.policy)
+
+    def _strike_halves(self, key, words, rows, matrix: Matrix, strength):
+        """f32 words as float16 would have them; those that nothing hit are not rounded."""
+        if matrix.format != "f32":
+            raise UsageError(f"noise: storage f16 is of f32 weights, found {matrix.format}")
+        values = lax.bitcast_convert_type(words, jnp.float32)
+        halves = stored.to_halves(values)
+        flips = self.flips(key, _index(rows, halves.shape[1]), strength)
+        noisy = stored.from_halves(halves ^ flips, words.shape[1])
+        hit = stored.halves_of(flips, words.shape[1]) != 0
+        return jnp.where(hit, lax.bitcast_convert_type(noisy, jnp.uint32), words)
 
     def apply(self, key, value, strength):
         return self.apply_packed(key, value, strength)

@@ -19,6 +19,8 @@ DOMAINS = {
     "weights": "analog weights in units of the largest: f32 [..., K, N] in [-1, 1]",
     "inputs": "what a projection multiplies, one token a row: f32 [..., K]",
     "accumulator": "a projection's outputs in units of scale |x|: f32 [..., N]",
+    "cache": "a slot's key or value of one head: f32 [..., E]",
+    "memory": "several of these: its `parts` strike them",
 }
 
 

@@ -12,11 +12,13 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 CANONICAL = "canonical"
 # Codes of a block, and the low bit of its first code: 4 codes a byte, a quarter block apart.
 _TWO_BIT = {"tq2_0": (128, 0), "i2_s_x86": (128, 6), "i2_s_arm": (64, 6)}
 BASE3 = "tq1_0"
+HALF = "f16"  # of weights that are f32 here
 STORAGES = (CANONICAL, *_TWO_BIT, BASE3)
 _DIGITS = ((0, 160, 5), (160, 240, 5), (240, 256, 4))  # first k, last k, digits a byte
 _POWERS = (81, 27, 9, 3, 1)
@@ -53,6 +55,25 @@ def from_bytes(data: jax.Array, storage: str, k_size: int) -> jax.Array:
         blocks = data.reshape(rows, -1, 1, quarter).astype(jnp.uint32)
         codes = (blocks >> _shifts(storage)) & 3
     return codes.astype(jnp.uint8).reshape(rows, -1)[:, :k_size]
+
+
+def to_halves(values: jax.Array) -> jax.Array:
+    """uint32 [R, W] of f32 [R, K]: two float16 a word, W the half of K."""
+    halves = lax.bitcast_convert_type(values.astype(jnp.float16), jnp.uint16)
+    halves = jnp.pad(halves, ((0, 0), (0, halves.shape[1] % 2))).astype(jnp.uint32)
+    return halves[:, ::2] | (halves[:, 1::2] << 16)
+
+
+def halves_of(words: jax.Array, k_size: int) -> jax.Array:
+    """uint16 [R, K]: the bits of each half."""
+    both = jnp.stack([words & 0xFFFF, words >> 16], axis=-1).reshape(len(words), -1)
+    return both[:, :k_size].astype(jnp.uint16)
+
+
+def from_halves(words: jax.Array, k_size: int) -> jax.Array:
+    """Inverse of `to_halves`, but for what float16 rounds."""
+    halves = lax.bitcast_convert_type(halves_of(words, k_size), jnp.float16)
+    return halves.astype(jnp.float32)
 
 
 def _shifts(storage: str) -> np.ndarray:

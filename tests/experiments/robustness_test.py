@@ -140,3 +140,36 @@ def test_a_folder_of_another_study(tmp_path, capsys):
     ran(capsys, tmp_path / "out", *flags)
     assert robustness.main([*flags, "--seed=4", f"--output_dir={tmp_path / 'out'}"]) == 2
     assert "holds another study (seed 0, here 4)" in capsys.readouterr().err
+
+
+def test_what_layers_read_and_random_weights(tmp_path, capsys):
+    flags = ["--sequences=4", "--length=16", "--draws=2", "--strengths=0.05", "--noise=sign_flip"]
+    flags += ["--by_depth", "--no_sensitivity", "--no_forecast"]
+    cosines = {}
+    for weights in ("auto", "random"):
+        records, said = ran(capsys, tmp_path / weights, *flags, f"--weights={weights}")
+        assert ("random weights" in said) == (weights == "random")
+        [record] = [record for record in records if record.sample_unit == "cosine"]
+        assert len(record.samples) == STDLIB_BITNET.num_layers
+        first, *others = record.samples
+        assert first == pytest.approx(1, abs=1e-6)  # the table is not struck
+        assert others == sorted(others, reverse=True) and others[-1] < 0.99
+        shown = next(
+            line
+            for line in said.splitlines()
+            if line.startswith("sign_flip  ") and "1.0000" in line
+        )
+        assert shown.split()[2:-1] == [f"{value:.4f}" for value in record.samples]
+        cosines[weights] = others[-1]
+    assert cosines["random"] < cosines["auto"]
+
+
+def test_the_cache_and_all_memory(tmp_path, capsys):
+    flags = ["--sequences=4", "--length=16", "--draws=1", "--strengths=0.001", "--select=.*"]
+    flags += ["--noise=cache_bits,dtype=int8", "--noise=memory_bits,cache=int8"]
+    records, said = ran(capsys, tmp_path / "out", *flags)
+    points = {r.note.partition(" at ")[0]: r.metrics for r in records if r.phase == "evaluate"}
+    assert points["cache_bits,dtype=int8"]["changed_count"] == 0  # at each read, not counted
+    assert points["memory_bits,cache=int8"]["changed_count"] > 1000
+    assert all("first_divergence_tokens" not in metrics for metrics in points.values())
+    assert "plug-in" not in said.partition("strength tolerated")[0]
