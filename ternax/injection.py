@@ -14,7 +14,6 @@ from ternax.kernels.packing import FORMATS, Packed, float_to_bits, unpack
 from ternax.measure import memory_available_bytes
 from ternax.models import Decoder
 from ternax.nn.read_noise import NoisyCache, NoisyLinear
-from ternax.noise.memory import MemoryBits
 from ternax.noise.model import NoiseModel, apply
 from ternax.noise.reads import ReadNoise
 from ternax.noise.words import (
@@ -26,7 +25,7 @@ from ternax.noise.words import (
 from ternax.random_weights import tensor_key
 from ternax.striking import strike, strike_split
 from ternax.table import binary
-from ternax.targets import EVERYTHING, Target, check_domain, memory_targets, selected
+from ternax.targets import EVERYTHING, Target, check_domain, selected, there
 
 
 def perturb(
@@ -66,8 +65,8 @@ def perturb(
     """
     if isinstance(rows, bool) or not 0 <= rows <= 1:
         raise UsageError(f"perturb: rows must lie in [0, 1], found {rows!r}")
-    if isinstance(noise, MemoryBits):
-        return _strike_memory(_copied(model) if copy else model, noise, key, select, layers, rows)
+    if noise.parts() != (noise,):
+        return _strike_parts(_copied(model) if copy else model, noise, key, select, layers, rows)
     chosen = selected(model, select, layers, noise.domain)
     check_domain(noise, chosen, rows)
     if copy:
@@ -99,11 +98,11 @@ def _copied(model: Decoder) -> Decoder:
     return nnx.merge(graph, jax.tree.map(jnp.copy, leaves))
 
 
-def _strike_memory(model, noise: MemoryBits, key, select, layers, rows):
+def _strike_parts(model, noise: NoiseModel, key, select, layers, rows):
     """Each of its parts, with a key of its own, on what there is of it."""
     counts: dict[str, int] = {}
     for number, part in enumerate(noise.parts()):
-        chosen = memory_targets(model, part, select, layers)
+        chosen = there(model, part, select, layers)
         if not chosen:
             continue
         names = "|".join(re.escape(name) for target in chosen for name in target.names())

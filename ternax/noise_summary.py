@@ -85,7 +85,7 @@ class Summary:
             yield self.record(title, predicted, kind="predicted")
         if study.depth and finite:
             keys = [study.key(draw) for draw in range(study.draws)]
-            where = dict(select=study.select, rows=study.rows)
+            where: dict = {"select": study.select, "rows": study.rows}
             cosines = robustness.by_depth(self.clean, noise, keys, **where)
             if all(map(math.isfinite, cosines)):
                 metrics = {name: measured[name] for name in ("noise_strength", "logit_cosine")}

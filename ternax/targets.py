@@ -133,10 +133,10 @@ def selected(
     return found
 
 
-def memory_targets(
+def there(
     model: Decoder, part: NoiseModel, select: str, layers: range | None = None
 ) -> list[Target]:
-    """What one part of `memory_bits` finds: scales only where there are any."""
+    """What a pattern selects for one of a noise's parts: nothing, or of floats no scales."""
     try:
         found = selected(model, select, layers, part.domain)
     except UsageError:
@@ -147,9 +147,9 @@ def memory_targets(
 
 def check_study(noise: NoiseModel, model: Decoder, select: str, rows: float) -> None:
     """UsageError where the noise has nothing to strike, or not what it strikes."""
-    if noise.domain != "memory":
+    if noise.parts() == (noise,):
         return check_domain(noise, selected(model, select, domain=noise.domain), rows)
-    found = {part: memory_targets(model, part, select) for part in noise.parts()}
+    found = {part: there(model, part, select) for part in noise.parts()}
     if not any(found.values()):
         selected(model, select)  # says what there is
     for part, chosen in found.items():

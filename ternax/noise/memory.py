@@ -76,8 +76,7 @@ class MemoryBits(NoiseModel):
         check_choice("memory_bits", "policy", self.policy, ("zero", "raw"))
         check_choice("memory_bits", "cache", self.cache, ("bf16", "int8"))
 
-    def parts(self) -> tuple[NoiseModel, ...]:
-        """The noises that it is, one behind the other."""
+    def parts(self):
         return (
             BitFlip(self.rate, policy=self.policy),
             ScaleBits(self.rate, policy=self.policy),

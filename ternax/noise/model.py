@@ -20,7 +20,7 @@ DOMAINS = {
     "inputs": "what a projection multiplies, one token a row: f32 [..., K]",
     "accumulator": "a projection's outputs in units of scale |x|: f32 [..., N]",
     "cache": "a slot's key or value of one head: f32 [..., E]",
-    "memory": "several of these: its `parts` strike them",
+    "memory": "all that its `parts` strike",
 }
 
 
@@ -71,6 +71,10 @@ class NoiseModel:
         """The same noise at another strength."""
         change: dict[str, Any] = {self.strength_field(): strength}
         return dataclasses.replace(self, **change)
+
+    def parts(self) -> tuple["NoiseModel", ...]:
+        """The noises that it is made of, each on its own domain, one behind the other; itself."""
+        return (self,)
 
     def __call__(self, key: jax.Array, value):
         """value -> (the noisy value, int32 []: how many elements differ from before)."""
