@@ -183,6 +183,7 @@ METRICS: dict[str, Metric] = {
     "needed_gb_per_s": Metric("1e9 bytes/s", "bandwidth with which one device reaches the target"),
     # Noise. A strength is in the noise's own unit: a rate, or a deviation over the scale.
     "changed_count": Metric("count", "values the noise changed"),
+    "stored_bits": Metric("bit", "bits that a noise on stored bits can strike, without padding"),
     "noise_strength": Metric("", "strength of the noise: its rate, sigma, size, cut or step"),
     "noise_draws": Metric("count", "draws of the noise behind a mean"),
     "bits_per_byte_rise": Metric(

@@ -11,8 +11,10 @@ import numpy as np
 from ternax import robustness
 from ternax.anatomy import Shape
 from ternax.estimate import named, t_interval
+from ternax.models import Decoder
 from ternax.noise import make_noise
-from ternax.noise.bits import PackedNoise
+from ternax.noise.bits import BitFlip, PackedNoise
+from ternax.noise.storage import bits_of
 from ternax.noise_forecast import PROBE, Forecast, before_secded
 from ternax.noise_point import Study, record, rises
 from ternax.record import Record
@@ -130,6 +132,9 @@ class Summary:
         """
         strengths, draws = self.study.sweeps[spec], self.study.draws
         metrics: dict[str, float] = {"noise_draws": draws, **self._model()}
+        noise = make_noise(spec, strength=strengths[0])
+        if isinstance(noise, BitFlip):
+            metrics["stored_bits"] = stored_bits(noise, self.clean.model, self.study.select)
         for name, loss in LOSSES.items():
             found = [
                 crossing(strengths, [rises([at[draw]])[0] for at in points], loss)
@@ -232,6 +237,13 @@ class Summary:
 
     def record(self, title: str, metrics: dict, **fields) -> Record:
         return record(self.study, self.clean, title, metrics, phase="noise", **fields)
+
+
+def stored_bits(noise: BitFlip, model: Decoder, select: str) -> int:
+    """Bits of the values that it can strike, without padding."""
+    chosen = selected(model, select)
+    values = ((len(one.layers) * one.width * one.columns, one.node.format) for one in chosen)
+    return round(sum(count * bits_of(noise.storage, format) for count, format in values))
 
 
 def whole_trits(study: Study, clean: Clean) -> bool:

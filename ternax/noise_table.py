@@ -109,15 +109,20 @@ def depth(records: list[Record]) -> list[str]:
 
 def tolerances(records: list[Record]) -> list[str]:
     """The headline: which strength costs 0.05 and 0.2 bits per byte; and the area under top-1."""
-    out = ["", f"{'strength tolerated':28} {'for 0.05 bits/byte':>27} {'for 0.2':>27} {'top-1':>6}"]
+    heads = (
+        *(("strength tolerated", 28), ("for 0.05 bits/byte", 27), ("for 0.2", 25)),
+        *(("top-1", 5), ("flips", 9)),
+    )
+    rows = []
     for record in records:
         m = record.metrics
         if "noise_draws" in m and "noise_strength" not in m:
-            cells = [tolerated(m, name) for name in ("005", "020")]
-            out.append(
-                f"{title(record):28.28} {cells[0]:>27} {cells[1]:>27} {cell(m, 'top1_area', 6, 3)}"
-            )
-    return out
+            flips = ""
+            if "stored_bits" in m and "tolerated_005" in m and m["stored_bits"]:
+                flips = f"{m['tolerated_005'] * m['stored_bits']:,.3g}"
+            cells = (tolerated(m, name) for name in ("005", "020"))
+            rows.append([title(record), *cells, cell(m, "top1_area", 5, 3).strip(), flips])
+    return ["", *columns(heads, rows)]
 
 
 def budgets(records: list[Record]) -> list[str]:

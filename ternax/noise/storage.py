@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ternax.kernels.packing import FLOAT_FORMATS, FORMATS
+
 CANONICAL = "canonical"
 # Codes of a block, and the low bit of its first code: 4 codes a byte, a quarter block apart.
 _TWO_BIT = {"tq2_0": (128, 0), "i2_s_x86": (128, 6), "i2_s_arm": (64, 6)}
@@ -22,6 +24,17 @@ HALF = "f16"  # of weights that are f32 here
 STORAGES = (CANONICAL, *_TWO_BIT, BASE3)
 _DIGITS = ((0, 160, 5), (160, 240, 5), (240, 256, 4))  # first k, last k, digits a byte
 _POWERS = (81, 27, 9, 3, 1)
+# What a value takes; 256 digits in 52 bytes.
+_BITS = {BASE3: 8 * 52 / 256, HALF: 16}
+
+
+def bits_of(storage: str, format: str) -> float:
+    """Bits of a value. format: a key of FORMATS or FLOAT_FORMATS, how it lies here."""
+    if storage in _BITS:
+        return _BITS[storage]
+    if format in FORMATS:
+        return FORMATS[format].bits
+    return 8 * jnp.dtype(FLOAT_FORMATS[format]).itemsize
 
 
 def to_bytes(codes: jax.Array, storage: str) -> jax.Array:

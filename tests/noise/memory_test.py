@@ -11,6 +11,7 @@ from ternax.noise import make_noise
 from ternax.noise.bits import BitFlip
 from ternax.noise.memory import CacheBits, MemoryBits
 from ternax.noise.storage import from_halves, to_halves
+from ternax.noise_summary import stored_bits
 
 KEY = jax.random.key(3)
 SLOTS = jax.random.normal(jax.random.key(1), (4, 50, 2, 64))
@@ -139,3 +140,15 @@ def test_scales_of_floats_are_none(floats):
     assert counts["layers.0.mlp.down"] > 0
     with pytest.raises(UsageError, match="nothing is named 'nowhere'"):
         ternax.perturb(floats, MemoryBits(0.001), KEY, select="nowhere", copy=True)
+
+
+def test_bits_that_can_be_struck(floats):
+    model, down = ternax.load("stdlib-bitnet"), r"layers\.1\.mlp\.down"
+    for storage, of, expected in (
+        ("canonical", model, 2 * 256 * 256),
+        ("tq1_0", model, 52 * 8 * 256),
+        ("f16", floats, 16 * 256 * 256),
+        ("canonical", floats, 32 * 256 * 256),
+    ):
+        assert stored_bits(BitFlip(0.1, storage=storage), of, down) == expected
+    assert stored_bits(BitFlip(0.1), model, "embedding") == 8 * 256 * 256
