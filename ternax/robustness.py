@@ -327,5 +327,7 @@ def _contrast(graph, leaves, tokens, clean):
     kl, cosine = divergence(logits, log_p, clean, jax.nn.log_softmax(clean, axis=-1))
     likeliest = clean.argmax(axis=-1)[..., None]
     own = jnp.take_along_axis(logits, likeliest, axis=-1)
-    rank = jnp.sum(logits > own, axis=-1)
+    # Of equal logits the first counts, as argmax has it: a model that says nothing agrees in none.
+    before = (logits == own) & (jnp.arange(logits.shape[-1]) < likeliest)
+    rank = jnp.sum((logits > own) | before, axis=-1)
     return of_targets(log_p, tokens[:, 1:]), kl, rank, cosine

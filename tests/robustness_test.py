@@ -125,3 +125,14 @@ def test_too_many_logits(monkeypatch, clean):
     monkeypatch.setattr(robustness, "_LOGIT_BYTES", 4 * LENGTH * 256 * 3)
     with pytest.raises(UsageError, match="12 have logits of more than 1 GiB; at most 3 fit"):
         robustness.look(clean.model, clean.text)
+
+
+def test_a_model_that_says_nothing_agrees_in_nothing(clean):
+    """All its logits are equal, and of those the first token's counts."""
+    mute = ternax.load("stdlib-bitnet")
+    mute.norm.weight.set_value(0 * mute.norm.weight.get_value())
+    found, likeliest = robustness.contrast(clean, mute, 0), clean.logits.argmax(axis=-1)
+    assert found.top1 == (likeliest == 0).mean() < 0.5
+    assert found.top5 == (likeliest < robustness.TOP).mean()
+    loss = clean.bits_per_byte + np.average(found.rises, weights=clean.text.num_bytes)
+    assert loss == pytest.approx(8, rel=0.05)  # a token is a byte, or a file's end
