@@ -13,7 +13,7 @@ from ternax.anatomy import Shape
 from ternax.estimate import named, t_interval
 from ternax.models import Decoder
 from ternax.noise import make_noise
-from ternax.noise.bits import BitFlip, PackedNoise
+from ternax.noise.bits import BitFlip
 from ternax.noise.storage import bits_of
 from ternax.noise_forecast import PROBE, Forecast, before_secded
 from ternax.noise_point import Study, record, rises
@@ -178,7 +178,7 @@ class Summary:
             if whole is None:
                 continue
             metrics[f"tolerated_{name}"] = whole
-            if isinstance(noise, PackedNoise) and noise.strength_name == "rate":
+            if isinstance(noise, BitFlip) and noise.burst == 1:  # errors come one by one
                 metrics[f"tolerated_{name}_secded"] = before_secded(whole)
             seconds = self._refresh(spec, loss)
             if seconds is not None:
