@@ -156,8 +156,11 @@ class Summary:
         return self.record(f"{spec} on {self.study.select}: {TOLERATED}", metrics)
 
     def _model(self) -> dict[str, float]:
-        """How large the model is, and what it was trained on where that is known."""
-        metrics: dict[str, float] = {"parameters": Shape.of(self.clean.model.config).parameters}
+        """How large and how good the model is, and what it was trained on where that is known."""
+        metrics: dict[str, float] = {
+            "parameters": Shape.of(self.clean.model.config).parameters,
+            "bits_per_byte_clean": self.clean.bits_per_byte,
+        }
         if self.study.trained_tokens is not None:
             metrics["trained_tokens"] = self.study.trained_tokens
         return metrics
