@@ -58,7 +58,9 @@ def test_a_script_of_the_gallery_is_there_with_what_it_reads(words):
 
 
 def test_sizes_of_the_loop_over_sizes_are_what_the_config_makes():
-    found = re.search(r"for size in ([\d: ]+); do", (ROOT / "docs" / "robustness.md").read_text())
+    found = re.search(
+        r"for size in ([\d: ]+); do", (ROOT / "docs" / "noise_studies.md").read_text()
+    )
     for width, parameters in (map(int, size.split(":")) for size in found[1].split()):
         changed = dict(hidden_size=width, intermediate_size=width, num_heads=width // 64)
         shape = Shape.of(dataclasses.replace(STDLIB_BITNET, **changed))
