@@ -198,6 +198,11 @@ METRICS: dict[str, Metric] = {
     "rise_noise_error": Metric("bits/byte", "standard error that draws of the noise leave"),
     "rise_text_error": Metric("bits/byte", "standard error that sequences of the text leave"),
     "rise_training_error": Metric("bits/byte", "standard error that models leave, draws taken off"),
+    "bits_per_byte_struck_difference": Metric(
+        "bits/byte", "loss under the noise less the other arm's, seed by seed"
+    ),
+    "bits_per_byte_struck_difference_low": Metric("bits/byte", "lower end of its 95 % interval"),
+    "bits_per_byte_struck_difference_high": Metric("bits/byte", "upper end of that interval"),
     "rise_difference": Metric("bits/byte", "bits_per_byte_rise less the other arm's, seed by seed"),
     "rise_difference_low": Metric("bits/byte", "lower end of its 95 % interval over models"),
     "rise_difference_high": Metric("bits/byte", "upper end of that interval"),

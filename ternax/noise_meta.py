@@ -129,6 +129,8 @@ def _together(point: str, ours: list[list[Record]], theirs: list[list[Record]]) 
         metrics |= named("rise_difference", paired_difference(rises, others))
         losses = [clean(found) for found in ours], [clean(found) for found in theirs]
         metrics |= named("bits_per_byte_difference", paired_difference(*losses))
+        struck = [[mean(found, "bits_per_byte") for found in arm] for arm in (ours, theirs)]
+        metrics |= named("bits_per_byte_struck_difference", paired_difference(*struck))
         note += f", less {len(theirs)} others, seed by seed"
     return dataclasses.replace(
         ours[0][0],
@@ -150,32 +152,36 @@ def clean(found: list[Record]) -> float:
 
 
 def lines(records: list[Record]) -> list[str]:
-    """A row a point: the rise, and the standard errors of noise, text and training apart."""
+    """A row a point: the rise, and the standard errors of noise, text and training apart; below,
+    seed by seed, what the arm has more than the other one."""
     heads = (
-        *(("noise", 20), ("strength", 8), ("clean", 7), ("rise", 8), ("+-noise", 8)),
-        *(("+-text", 8), ("+-training", 10), ("difference", 23)),
+        *(("noise", 26), ("strength", 8), ("clean", 7), ("rise", 8), ("+-noise", 8)),
+        *(("+-text", 8), ("+-training", 10)),
     )
+    names = ("bits_per_byte_clean", "bits_per_byte_rise", "rise_noise_error", "rise_text_error")
     rows = []
     for record in records:
         m = record.metrics
-        errors = (f"rise_{name}_error" for name in ("noise", "text", "training"))
-        rows.append(
-            [
-                record.note.partition(" at ")[0],
-                f"{m['noise_strength']:g}",
-                *(
-                    f"{m[name]:.4f}" if name in m else ""
-                    for name in ("bits_per_byte_clean", "bits_per_byte_rise", *errors)
-                ),
-                difference(m, "rise_difference"),
-            ]
-        )
+        numbers = (f"{m[n]:.4f}" if n in m else "" for n in (*names, "rise_training_error"))
+        rows.append([*_point(record), *numbers])
     found = columns(heads, rows)
     m = records[0].metrics
-    if "bits_per_byte_difference" in m:
-        less = difference(m, "bits_per_byte_difference")
-        found.append(f"clean, less the other arm's: {less} bits per byte")
-    return found
+    if "bits_per_byte_difference" not in m:
+        return found
+    heads = (
+        ("less the other arm's", 26),
+        ("strength", 8),
+        ("rise", 25),
+        ("loss under the noise", 25),
+    )
+    both = ("rise_difference", "bits_per_byte_struck_difference")
+    rows = [[*_point(r), *(difference(r.metrics, name) for name in both)] for r in records]
+    clean = difference(m, "bits_per_byte_difference")
+    return [*found, "", *columns(heads, rows), f"clean loss, less the other arm's: {clean}"]
+
+
+def _point(record: Record) -> tuple[str, str]:
+    return record.note.partition(" at ")[0], f"{record.metrics['noise_strength']:g}"
 
 
 def difference(metrics: dict, name: str) -> str:
