@@ -115,9 +115,10 @@ def space(cores: int, rows: int) -> list[dict[str, int]]:
 
 
 def chain_space(first: Mapping[str, int]) -> list[dict[str, int]]:
-    """The same of a chain, round its heuristic's settings: rows entered together, fewer stages,
-    tiles on their way into L2."""
-    other = [{"alone": 0}, {"stages": 8}, {"stages": 6}, {"ahead": 4}, {"ahead": 8}]
+    """The same of a chain, round its heuristic's settings: rows entered together where blocks may
+    enter them alone, fewer stages, tiles on their way into L2."""
+    other = [{"stages": 8}, {"stages": 6}, {"ahead": 4}, {"ahead": 8}]
+    other = [{"alone": 0}, *other] if first["alone"] else other
     return [dict(first), *({**first, **settings} for settings in other)]
 
 

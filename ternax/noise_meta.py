@@ -129,8 +129,8 @@ def _together(point: str, ours: list[list[Record]], theirs: list[list[Record]]) 
         metrics |= named("rise_difference", paired_difference(rises, others))
         losses = [clean(found) for found in ours], [clean(found) for found in theirs]
         metrics |= named("bits_per_byte_difference", paired_difference(*losses))
-        struck = [[mean(found, "bits_per_byte") for found in arm] for arm in (ours, theirs)]
-        metrics |= named("bits_per_byte_struck_difference", paired_difference(*struck))
+        one, other = ([mean(f, "bits_per_byte") for f in arm] for arm in (ours, theirs))
+        metrics |= named("bits_per_byte_struck_difference", paired_difference(one, other))
         note += f", less {len(theirs)} others, seed by seed"
     return dataclasses.replace(
         ours[0][0],
@@ -168,7 +168,7 @@ def lines(records: list[Record]) -> list[str]:
     m = records[0].metrics
     if "bits_per_byte_difference" not in m:
         return found
-    heads = (
+    less = (
         ("less the other arm's", 26),
         ("strength", 8),
         ("rise", 25),
@@ -177,7 +177,7 @@ def lines(records: list[Record]) -> list[str]:
     both = ("rise_difference", "bits_per_byte_struck_difference")
     rows = [[*_point(r), *(difference(r.metrics, name) for name in both)] for r in records]
     clean = difference(m, "bits_per_byte_difference")
-    return [*found, "", *columns(heads, rows), f"clean loss, less the other arm's: {clean}"]
+    return [*found, "", *columns(less, rows), f"clean loss, less the other arm's: {clean}"]
 
 
 def _point(record: Record) -> tuple[str, str]:

@@ -227,7 +227,7 @@ def _scratch(plan: Plan) -> list:
     else:
         shape = (held, plan.tile_rows, tiles.TILE_K)
         activations = plgpu.SMEM(shape, jnp.int8, transforms=skinny.SWIZZLED)
-    scratch = [
+    return [
         plgpu.SMEM((plan.stages, *operand.TILE), jnp.uint8),
         activations,
         plgpu.Barrier(num_barriers=plan.stages),
@@ -239,4 +239,3 @@ def _scratch(plan: Plan) -> list:
         # Of the grid, for the interpreter; else of a block, before it arrives there.
         plgpu.Barrier(num_arrivals=consumers, num_barriers=plan.meetings),
     ]
-    return scratch

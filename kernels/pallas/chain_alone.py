@@ -22,7 +22,7 @@ def enter(worker, i, known, stream):
         at = refs.at[2 * i + 1]
         weights = [row_tile(plan, refs.norm[i], (at,), tile) for tile, _ in mine]
     if link.enter != "input" and stream is None:
-        stream = [row_tile(plan, refs.stream_in, (0,), tile) for tile, _ in mine]
+        stream = stream_tiles(worker)
     if link.enter == "residual":
         scales = scale_tiles(worker, i - 1, mine)
         worker.meet()
@@ -41,21 +41,22 @@ def enter(worker, i, known, stream):
     root = inverse_root(squares, link) if link.normed else None
     x_scale, factor = steps(peak, root)
     lacks = quantize(worker, i, mine, weighed, factor)
-    worker.mark()
     if not i:
         worker.wait()
+    worker.mark()
     w_scales = None if worker.next_is_alone(i) else worker.scales(i)
     return Known(x_scale, lacks, w_scales), stream
 
 
 def own_tiles(worker, size):
-    """[(tile, whether it is this group's alone, None where that is sure)] of `size` columns."""
+    """[(tile, 1 where it counts, 0 where another group has it; None where it surely counts)]."""
     count, groups = size // tiles.TILE_K, worker.plan.consumers
     found = []
     for first in range(0, count, groups):
         tile = worker.group + first
         sure = first + groups <= count
-        found.append((tile, None) if sure else (jnp.minimum(tile, count - 1), tile < count))
+        counts = None if sure else (tile < count).astype(jnp.int32)
+        found.append((tile if sure else jnp.minimum(tile, count - 1), counts))
     return found
 
 
@@ -65,6 +66,13 @@ def row_tile(plan, ref, lead, tile):
         return ref[(*lead, pl.ds(tile * tiles.TILE_K, tiles.TILE_K))].reshape(SLICES)
     cut = ref.reshape(*ref.shape[:-1], -1, tiles.SLICE)
     return plan.read(cut.at[(*lead, pl.ds(tile * SLICES[0], SLICES[0]))], layout(4))
+
+
+def stream_tiles(worker):
+    """The stream as it was when the chain began."""
+    plan, refs = worker.plan, worker.refs
+    mine = own_tiles(worker, plan.columns)
+    return [row_tile(plan, refs.stream_in, (0,), tile) for tile, _ in mine]
 
 
 def scale_tiles(worker, i, mine):
@@ -98,11 +106,12 @@ def statistics(worker, i, mine, values, weighed):
     """(largest magnitude, sum of squares or None) of the whole row, numbers."""
     plan, refs, normed = worker.plan, worker.refs, worker.plan.links[i].normed
     peak = squares = None
-    for (_, own), value, one in zip(mine, values, weighed, strict=True):
+    for (_, counts), value, one in zip(mine, values, weighed, strict=True):
         size = jnp.maximum(one, -one)
         peak = size if peak is None else jnp.maximum(peak, size)
         if normed:
-            square = value * value if own is None else jnp.where(own, value * value, 0.0)
+            square = value * value
+            square = square if counts is None else square * counts.astype(jnp.float32)
             squares = square if squares is None else squares + square
     refs.statistics[i, 0, worker.group, :] = jnp.max(peak, axis=1)
     if normed:
@@ -120,10 +129,10 @@ def quantize(worker, i, mine, weighed, factor):
     """Leaves the row in shared memory, as int8: what its products lack, see `tiles`."""
     plan, refs = worker.plan, worker.refs
     counted = None
-    for (tile, own), value in zip(mine, weighed, strict=True):
+    for (tile, counts), value in zip(mine, weighed, strict=True):
         digits = plan.rounded(value * factor)
         refs.x_smem[tile, :, 0, :] = digits.astype(jnp.int8)
-        digits = digits if own is None else jnp.where(own, digits, 0)
+        digits = digits if counts is None else digits * counts
         counted = digits if counted is None else counted + digits
     refs.row_sums[i, worker.group, :] = jnp.sum(counted, axis=1)
     if not plan.interpret:

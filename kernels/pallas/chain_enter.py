@@ -228,6 +228,8 @@ class Worker(Member):
         """What the last product has made, and the stream."""
         plan, refs = self.plan, self.refs
         end = len(plan.links) - 1
+        if plan.alone and stream is None:
+            stream = chain_alone.stream_tiles(self)
         if plan.alone and plan.leaves is not None:
             chain_alone.write_stream(self, stream)
         self.meet()

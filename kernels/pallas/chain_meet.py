@@ -1,4 +1,5 @@
-"""A multiplying warpgroup of a chain among all others: barriers of the grid. See `chain.py`."""
+"""A multiplying warpgroup of a chain among all others: what they share, barriers of the grid, the
+time on the way. See `chain.py`."""
 
 from typing import Any, NamedTuple
 

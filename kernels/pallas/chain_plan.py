@@ -19,10 +19,11 @@ _WARPS, LANES = 4, 32
 _MOST_COLUMNS = 256
 # A tile's k at its four bit positions.
 SLICES = (tiles.TILE_K // tiles.SLICE, tiles.SLICE)
-# Of a block on Hopper, less what barriers take.
-_SHARED_BYTES = 232448 - 1024
+# Of a block on Hopper, less barriers and two small arrays, which begin at multiples of 1024.
+_SHARED_BYTES = 232448 - 3 * 1024
 MIN_STAGES = 4
-# Tiles along K of a row that a block enters alone: registers hold 64 of its columns' bytes.
+# Tiles along K of a row that a block enters alone: of each array that it reads at once, a thread
+# has 4 values a tile of its group, 32 registers.
 _MOST_ALONE = 16
 # Fetching so many bytes of weights takes as long as the end of a row of tiles: 100 cycles, and
 # atomic additions of 128 sums a row of activations, of which an H200 does 300 a ns.
@@ -34,8 +35,9 @@ _ROUND_BITS = 0x4B400000
 _EPS = 1e-5
 
 
-# Of each link, where a group leaves the time: the last sums are there, so is what the row's
-# statistics need, its digits are in shared memory, its products are added.
+# Of each link, where a group leaves the time: the last sums are there (of the first link, what it
+# reads), so is what the row's statistics need, its digits are in shared memory and nothing holds
+# it from multiplying, its products are added.
 MARKS = ("met", "known", "quantized", "multiplied")
 
 
@@ -127,6 +129,8 @@ def why_not(links: Sequence[Link], rows: int, blocks: int) -> str | None:
         for size in link.shape:
             if size % LANES:
                 return f"a chain takes sizes that are multiples of {LANES}, found {size}"
+    if any(link.enter in ("input", "stream") for link in links[1:]):
+        return "a chain reads its input, or the stream as it was, first"
     for size in (*(link.shape[0] for link in links), links[-1].shape[1]):
         if chunks(size, 2 * blocks).width > _MOST_COLUMNS:
             return f"{size} columns have no equal parts of {_MOST_COLUMNS} or fewer for all blocks"
@@ -322,6 +326,7 @@ class Plan:
         return plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=layout(1))
 
     def rounded(self, value):
+        """int32, half to even. A product before it is rounded once, with the sum, on a GPU."""
         if self.interpret:
             return jnp.round(value).astype(jnp.int32)
         return lax.bitcast_convert_type(value + _ROUND, jnp.int32) - _ROUND_BITS

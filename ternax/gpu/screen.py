@@ -21,6 +21,8 @@ def said(record: Record) -> list[str]:
     if record.phase == "kernel" and "call_us" in m:
         share = f", {100 * m['share_of_read']:.0f} % of reading" if "share_of_read" in m else ""
         return [f"{name}: {rate(m['call_us'])} us, {rate(m['gb_per_s'])} GB/s{share}"]
+    if record.phase == "kernel" and record.sample_unit == "us":
+        return textwrap.wrap(f"{name}: {record.note}", WIDTH, subsequent_indent="  ")
     if record.phase == "decode" and "tokens_per_s" in m:
         where = f"{record.config}, batch {record.batch}, context {record.context}"
         return [
@@ -43,6 +45,7 @@ def table(records: Sequence[Record]) -> list[str]:
         _exactness(records),
         *(_kernels(records, graphs) for graphs in (True, False)),
         _lines(records),
+        [line for record in records if record.sample_unit == "us" for line in said(record)],
         *(_models(records, graphs) for graphs in (True, False)),
         _goals(records),
     ]

@@ -88,6 +88,7 @@ def _of_chain(name: str, links, made, rows: int) -> Search:
         return chains.once(links, real, tuple(config.items()), made)[0][:real]
 
     first = dict(backend.chain_heuristic([link.shape for link in links], rows))
+    first["alone"] = int(first["alone"] and chain.enters_alone(links, real, links[0].shape[1]))
     nbytes, config = chains.bytes_of(links), f"{name}:chain"
     return Search("chain", config, widest, rows, nbytes, first, program, once, chains.ERROR)
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ternax.gpu import chains
+from ternax.gpu import chains, goals, screen
+from ternax.gpu import made as made_step
 from ternax.kernels import bench, ring
 from ternax.kernels.packing import FORMATS, Packed
 from ternax.kernels.pallas import backend, chain, tiles
@@ -65,3 +66,20 @@ def test_each_part_of_a_launch_has_a_mark():
     names = chain.mark_names(LINKS)
     assert len(names) == len(set(names)) == 3 + 4 * len(LINKS)
     assert names[0] == "begun" and names[-1] == "left" and names[4] == "0 multiplied"
+
+
+def test_where_the_time_goes_is_told_and_shown():
+    """Its record has no rate, so that nothing takes it for a kernel's."""
+    names = chain.mark_names(LINKS)[1:]
+    taken = np.arange(3 * len(names), dtype=float).reshape(3, -1)
+    records = []
+    step = made_step.Step(100, records.append, print)
+    note = chains.marks_note(names, taken)
+    assert "0 met 18.00 (36.00), 0 known 19.00 (37.00)" in note
+    record = step.keep("kernel", {}, note, samples=[1.0], unit="us", config="70b:chain", batch=1)
+    shown = screen.said(record)
+    assert shown[0].startswith("70b:chain x 1") and max(map(len, shown)) <= screen.WIDTH
+    assert set(shown) <= set(screen.table(records))
+    exact = step.keep("kernel", {"relative_error": 0.0}, "exactness, 1 rows: as its steps")
+    before = [goal.find([exact]) for goal in goals.GOALS]
+    assert [goal.find([exact, record]) for goal in goals.GOALS] == before

@@ -98,6 +98,7 @@ def test_the_backend_reads_it(folder, monkeypatch):
 def test_settings_worth_trying_fit_the_processor():
     around = tuning.chain_space(chain.heuristic(132))
     assert around[0] == chain.heuristic(132) and len(around) == 6
+    assert len(tuning.chain_space({**around[0], "alone": 0})) == 5
     assert all(config not in around[:i] for i, config in enumerate(around))
     assert all(config.keys() == around[0].keys() for config in around)
     for rows in tuning.ROWS:

@@ -152,6 +152,8 @@ def test_what_no_chain_takes_is_one_line():
     assert chain.why_not([Link((64, 48), "stream", False, 0.0)], 1, 132) == (
         "a chain takes sizes that are multiples of 32, found 48"
     )
+    late = [Link((512, 512), "input", False, 0.0)] * 2
+    assert chain.why_not(late, 1, 132) == "a chain reads its input, or the stream as it was, first"
     prime = 32 * 269  # parts of 32 for 269 warpgroups, or one of all
     assert chain.why_not([Link((prime, 64), "stream", False, 0.0)], 1, 132) == (
         "8608 columns have no equal parts of 256 or fewer for all blocks"
@@ -173,19 +175,47 @@ def test_blocks_share_every_tile_once(blocks):
             assert (seen == 1).all()
 
 
-SMALL = (
-    Link((96, 64), "input", False, 0.0),
-    Link((64, 320), "residual", True, 1e-5),
-    Link((160, 64), "silu", False, 0.0),
-)
-
-
 def test_the_self_test_passes_and_finds_what_is_wrong(monkeypatch):
-    assert chain_self_test.self_test(SMALL, interpret=True) is None
+    """Its cases at widths that the interpreter bears, of the same kinds."""
+    first = (Link((512, 96), "stream", True, 1e-5),)
+    cases = [
+        chain_self_test.Case(WHOLE, 1, 1),
+        chain_self_test.Case(first, 1, 1),
+        chain_self_test.Case(LLAMA, 1, 0),
+        chain_self_test.Case(BITNET, 9, 0),
+    ]
+    assert chain_self_test.self_test(cases, interpret=True) is None
     monkeypatch.setattr(chain_self_test, "TOLERANCE", 1e-12)
-    assert chain_self_test.self_test(SMALL, interpret=True).startswith(
+    assert chain_self_test.self_test(cases[1:2], interpret=True).startswith(
         "its self-test failed: 1 rows differ from their steps by "
     )
+
+
+def test_its_cases_are_what_models_launch():
+    """Rows entered alone and together, ends in q, k and v and in the stream, both gates."""
+    for links, rows, alone in chain_self_test.CASES:
+        columns = stream_columns(links)
+        assert chain.why_not(links, rows, 132) is None
+        assert not alone or chain.enters_alone(links, rows, columns)
+    last = {
+        (case.links[-1].shape[1] == stream_columns(case.links), case.rows)
+        for case in chain_self_test.CASES
+    }
+    assert last == {(False, 1), (True, 9)}
+    enters = {link.enter for case in chain_self_test.CASES for link in case.links}
+    assert enters == {"input", "stream", "residual", "silu", "relu2"}
+
+
+def test_a_chain_that_reads_no_stream_hands_it_on():
+    links = (Link((512, 64), "input", False, 0.0),)
+    stream = jnp.arange(4 * 512, dtype=jnp.float32).reshape(4, 512)
+    projection = Projection(links[0], np.random.default_rng(0), layer=1)
+    given = jnp.ones((4, 512))
+    ready = jax.block_until_ready(((projection.weights,), stream, given))
+    found, after = jax.block_until_ready(run(links, *ready, 1, 2))
+    product, _ = in_steps(links, [projection], stream, given)
+    np.testing.assert_allclose(found[:1], product[:1], rtol=1e-6)
+    np.testing.assert_array_equal(after[:1], stream[:1])
 
 
 def test_a_failed_self_test_is_said_aloud(monkeypatch):
