@@ -197,7 +197,7 @@ def together(args) -> None:
         raise UsageError("--combine is missing: --against and --along say how to take its studies")
     if args.along:
         return lines_along(args)
-    records = noise_meta.combine(args.combine, args.against)
+    records = noise_meta.combine(args.combine, args.against, args.command_line)
     with open_store(args.output_dir, "robustness", records[0].config, "together") as store:
         store.shown = noise_meta.lines
         for record in records:

@@ -54,12 +54,15 @@ def parts(rises: Sequence[np.ndarray]) -> Parts:
     return Parts(float(np.mean([m.mean() for m in means])), noise, text, training)
 
 
-def combine(folders: Sequence[str], against: Sequence[str] = ()) -> list[Record]:
+def combine(
+    folders: Sequence[str], against: Sequence[str] = (), flags_text: str = ""
+) -> list[Record]:
     """One record a noise and strength that all studies have.
 
     Args:
       folders: of finished or interrupted studies.
       against: of as many others, in the same order of seeds: differences are taken pair by pair.
+      flags_text: what was asked for.
 
     Raises:
       UsageError: folders without draws, of other texts or selections, or unlike in number.
@@ -69,10 +72,11 @@ def combine(folders: Sequence[str], against: Sequence[str] = ()) -> list[Record]
     shared = [point for point in ours[0] if all(point in found for found in [*ours, *theirs])]
     if not shared:
         raise UsageError("--combine: the studies have no noise and strength in common")
-    return [
-        _together(point, [found[point] for found in ours], [found[point] for found in theirs])
+    found = [
+        _together(point, [arm[point] for arm in ours], [arm[point] for arm in theirs])
         for point in shared
     ]
+    return [dataclasses.replace(record, flags=flags_text) for record in found]
 
 
 def check_pairs(folders: Sequence[str], against: Sequence[str]) -> None:

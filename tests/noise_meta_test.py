@@ -63,6 +63,7 @@ def test_arms_seed_by_seed(tmp_path, capsys):
     record = read_records(tmp_path / "out" / "results.jsonl")[0]
     assert record.metrics["rise_difference"] == pytest.approx(-0.1)
     assert record.metrics["bits_per_byte_difference"] == pytest.approx(0.1)
+    assert record.flags.startswith("--combine=") and "--against=" in record.flags
     assert record.metrics["models"] == 3 and len(record.samples) == 3
     said = capsys.readouterr().out
     assert "stuck" in said and max(map(len, said.splitlines())) <= 100
