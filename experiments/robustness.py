@@ -7,6 +7,7 @@ predictions, and what happens to the model's predictions of text. `ternax.noise_
 here are the flags, the table and the plot.
 """
 
+import functools
 import sys
 
 from ternax import drawing, measure, noise_table
@@ -169,7 +170,7 @@ def robustness(args) -> None:
                 row("clean", f"{clean.bits_per_byte:.4f} bits/byte"),
             )
             print("\n".join(head), flush=True)
-            store.shown = lambda records: [*head, "", *noise_table.lines(records)]
+            store.shown = functools.partial(shown, head)
 
             def say(line):
                 if advance is None:
@@ -179,6 +180,13 @@ def robustness(args) -> None:
         print("\n".join(["", *noise_table.lines(records)]))
         picture = noise_table.draw(records, store.directory / "robustness.png")
     print(f"wrote {store.directory}/results.json{drawing.said(picture)}")
+
+
+def shown(head, records) -> list[str] | None:
+    """What report.md shows of a study: of equal titles the last, since a study may go on with more
+    draws. None where nothing is summed up yet."""
+    last = {(r.note, r.kind): r for r in records if r.phase == "noise"}
+    return [*head, "", *noise_table.lines(list(last.values()))] if last else None
 
 
 def table(args) -> None:

@@ -6,10 +6,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from ternax.errors import UsageError
 from ternax.models import Decoder
 from ternax.nn.linear import PackedLinear
-from ternax.nn.read_noise import NoisyLinear
+from ternax.nn.read_noise import NoisyLinear, check_storable
 from ternax.nn.table import PackedTable
 from ternax.random_weights import abstract_model
 from ternax.row_order import Rows, rows_in
@@ -49,6 +48,7 @@ def whole_model(model: Decoder) -> Decoder:
     layout = model.layout
     if layout is None:
         return model
+    check_storable(model)
     head = model.embedding if model.config.tie_embeddings else model.head
     assert isinstance(model.embedding, PackedTable) and isinstance(head, PackedTable)
     whole = abstract_model(
@@ -61,11 +61,6 @@ def whole_model(model: Decoder) -> Decoder:
     places: dict[tuple, Any] = dict(nnx.iter_modules(whole))
     for path, place in places.items():
         node = nodes[path]
-        if isinstance(node, NoisyLinear):
-            raise UsageError(
-                f"{'.'.join(map(str, path))} is read with noise, which no stored model has: save "
-                "the model it was made from"
-            )
         if isinstance(node, PackedLinear | PackedTable):
             rows = rows_of(layout, str(path[-1]), node)
             place.data.set_value(whole_leaf(node.data.get_value(), rows, -2))

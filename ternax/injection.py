@@ -101,8 +101,12 @@ def _copied(model: Decoder) -> Decoder:
 def _strike_parts(model, noise: NoiseModel, key, select, layers, rows):
     """Each of its parts, with a key of its own, on what there is of it."""
     counts: dict[str, int] = {}
-    for number, part in enumerate(noise.parts()):
-        chosen = there(model, part, select, layers)
+    found_parts = [(part, there(model, part, select, layers)) for part in noise.parts()]
+    for part, chosen in found_parts:  # before the first is struck
+        if chosen:
+            check_domain(part, chosen, rows)
+            _check_cache(model, part)
+    for number, (part, chosen) in enumerate(found_parts):
         if not chosen:
             continue
         names = "|".join(re.escape(name) for target in chosen for name in target.names())
@@ -275,11 +279,15 @@ def _units(packed: Packed, layer):
 # --- The cache ---------------------------------------------------------------------------------
 
 
+def _check_cache(model: Decoder, noise: NoiseModel) -> None:
+    if noise.domain == "cache" and model.layers.attn.memory is not None:
+        raise UsageError("perturb: the cache is under a noise already")
+
+
 def _wrap_cache(model: Decoder, noise, key, chosen: list[Target]) -> None:
     """What attention stores is read through the noise, in the layers chosen."""
+    _check_cache(model, noise)
     attn, count = model.layers.attn, model.config.num_layers
-    if attn.memory is not None:
-        raise UsageError("perturb: the cache is under a noise already")
     words, strength = np.zeros((count, 2), np.uint32), np.zeros(count, np.float32)
     for target in chosen:
         strength[list(target.layers)] = noise.strength

@@ -134,7 +134,8 @@ class Summary:
         metrics: dict[str, float] = {"noise_draws": draws, **self._model()}
         noise = make_noise(spec, strength=strengths[0])
         if isinstance(noise, BitFlip):
-            metrics["stored_bits"] = stored_bits(noise, self.clean.model, self.study.select)
+            bits = stored_bits(noise, self.clean.model, self.study.select)
+            metrics["stored_bits"] = round(self.study.rows * bits)
         for name, loss in LOSSES.items():
             found = [
                 crossing(strengths, [rises([at[draw]])[0] for at in points], loss)
@@ -245,8 +246,16 @@ class Summary:
 def stored_bits(noise: BitFlip, model: Decoder, select: str) -> int:
     """Bits of the values that it can strike, without padding."""
     chosen = selected(model, select)
-    values = ((len(one.layers) * one.width * one.columns, one.node.format) for one in chosen)
-    return round(sum(count * bits_of(noise.storage, format) for count, format in values))
+    return round(
+        sum(
+            len(one.layers)
+            * one.node.data.get_value().shape[-3]  # planes
+            * one.width
+            * one.columns
+            * bits_of(noise.storage, one.node.format)
+            for one in chosen
+        )
+    )
 
 
 def whole_trits(study: Study, clean: Clean) -> bool:

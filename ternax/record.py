@@ -236,7 +236,7 @@ class Store:
       UsageError: another run has it: two would mix their records.
     """
 
-    shown: Callable[[list[Record]], list[str]] | None = None
+    shown: Callable[[list[Record]], list[str] | None] | None = None
 
     def __init__(self, directory):
         self.directory = pathlib.Path(directory)

@@ -279,7 +279,8 @@ def decibels(power, error) -> float:
 
 def predicts(noise: NoiseModel) -> bool:
     """Whether a product's cosine under the noise has a prediction: scales have none."""
-    return isinstance(noise, ReadNoise) or has_moments(noise)
+    read = isinstance(noise, ReadNoise) and noise.domain != "cache"
+    return read or has_moments(noise)
 
 
 def _struck(noise: NoiseModel, key, codes: np.ndarray, x: np.ndarray) -> np.ndarray:

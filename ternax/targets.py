@@ -153,7 +153,8 @@ def check_study(noise: NoiseModel, model: Decoder, select: str, rows: float) -> 
     if not any(found.values()):
         selected(model, select)  # says what there is
     for part, chosen in found.items():
-        check_domain(part, chosen, rows)
+        if chosen:
+            check_domain(part, chosen, rows)
 
 
 def check_domain(noise: NoiseModel, chosen: list[Target], rows: float = 1.0) -> None:

@@ -14,6 +14,7 @@ from ternax.interop.gguf import I2_S
 from ternax.interop.tokenizer import BYTES, ByteTokenizer, Tokenizer, to_directory
 from ternax.interop.weights import Weights
 from ternax.models import Decoder
+from ternax.nn.read_noise import check_storable
 from ternax.options import parse_options
 
 FORMATS = ("orbax", "hf", "gguf:TQ2_0", "gguf:TQ1_0", "gguf:I2_S")
@@ -46,6 +47,7 @@ def save(
       UsageError: a format that does not exist, or cannot hold this model; it says which can.
       OutputError: `path` is something else, or cannot be written.
     """
+    check_storable(model)
     together = model.layout is not None
     model = whole_model(model)
     try:

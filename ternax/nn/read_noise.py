@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 
 from ternax.counter_hash import GOLDEN
+from ternax.errors import UsageError
 from ternax.nn.linear import PackedLinear, enter, weight_of
 from ternax.nn.norm import RMSNorm
 from ternax.noise.reads import ReadNoise
@@ -132,3 +133,13 @@ class NoisyLinear(nnx.Module):
 def _gathered(value: jax.Array, across: str, axis: int) -> jax.Array:
     """What all devices along the mesh axis `across` hold, side by side."""
     return lax.all_gather(value, across, axis=axis % value.ndim, tiled=True)
+
+
+def check_storable(model: nnx.Module) -> None:
+    """UsageError where something is read with noise, which no stored model has."""
+    for path, node in nnx.iter_modules(model):
+        if isinstance(node, NoisyLinear | NoisyCache):
+            raise UsageError(
+                f"{'.'.join(map(str, path))} is read with noise, which no stored model has: save "
+                "the model it was made from"
+            )

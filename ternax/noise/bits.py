@@ -19,6 +19,7 @@ from ternax.noise.words import (
     WHERE,
     Matrix,
     WordNoise,
+    bit_flips,
     draws,
     float_lanes,
     key_words,
@@ -210,10 +211,7 @@ class ScaleBits(NoiseModel):
         unsigned = jnp.uint32 if bits == 32 else jnp.uint16
         index = jnp.arange(value.size, dtype=jnp.uint32).reshape(value.shape)
         words = key_words(key)
-        flips = jnp.zeros(value.shape, jnp.uint32)
-        for bit in range(bits):
-            hit = below(draws(words, index, bit, WHERE), strength)
-            flips |= jnp.where(hit, jnp.uint32(1 << bit), jnp.uint32(0))
+        flips = bit_flips(words, index, bits, strength)
         if self.secded:
             errors = lax.population_count(flips)
             for check in range(bits, bits + (7 if bits == 32 else 6)):

@@ -19,7 +19,7 @@ DOMAINS = {
     "weights": "analog weights in units of the largest: f32 [..., K, N] in [-1, 1]",
     "inputs": "what a projection multiplies, one token a row: f32 [..., K]",
     "accumulator": "a projection's outputs in units of scale |x|: f32 [..., N]",
-    "cache": "a slot's key or value of one head: f32 [..., E]",
+    "cache": "keys or values, slots of heads: f32 [..., T, G, E]",
     "memory": "all that its `parts` strike",
 }
 

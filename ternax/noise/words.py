@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ternax.counter_hash import GOLDEN, lane_draw, mix
+from ternax.counter_hash import GOLDEN, below, lane_draw, mix
 from ternax.kernels.packing import BLOCK, FLOAT_FORMATS, FORMATS, Packed, real_bits
 from ternax.noise.model import NoiseModel
 
@@ -91,6 +91,15 @@ def draws(key: jax.Array, index: jax.Array, lane, purpose: int) -> jax.Array:
     """uint32 draws of the places (index, lane). key: uint32 [2]; index: uint32 [...]."""
     salt = jnp.uint32((GOLDEN * purpose) & 0xFFFFFFFF)
     return lane_draw(mix(index + mix(key[0] ^ salt)), key[1] + salt, lane)
+
+
+def bit_flips(key: jax.Array, index: jax.Array, bits: int, rate) -> jax.Array:
+    """uint32, in whose `bits` low bits each is set at the rate. key: uint32 [2]."""
+    flips = jnp.zeros(index.shape, jnp.uint32)
+    for bit in range(bits):
+        hit = below(draws(key, index, bit, WHERE), rate)
+        flips |= jnp.where(hit, jnp.uint32(1 << bit), jnp.uint32(0))
+    return flips
 
 
 def lane_swap(lane):

@@ -22,6 +22,18 @@ def bits_of(x, dtype):
     return np.asarray(jnp.asarray(x).astype(dtype)).view(unsigned)
 
 
+def test_equal_slots_err_apart():
+    """Memory knows no contents: a value errs otherwise at another place, or behind others."""
+    same = jnp.broadcast_to(SLOTS[:1, :1], SLOTS.shape)
+    noisy = np.asarray(CacheBits(0.05)(KEY, same)[0])
+    for t in range(1, 50):
+        assert not np.array_equal(noisy[0, 0], noisy[0, t])
+    np.testing.assert_array_equal(noisy[0], noisy[1])  # the same text is the same
+    other = np.asarray(CacheBits(0.05)(KEY, same.at[1, 3].set(-1.0))[0])
+    np.testing.assert_array_equal(noisy[1, :3], other[1, :3])
+    assert all(not np.array_equal(noisy[1, t], other[1, t]) for t in range(3, 50))
+
+
 def test_bits_of_a_bf16_cache_flip_at_the_rate():
     noisy = CacheBits(0.02, policy="raw")(KEY, SLOTS)[0]
     hit = np.asarray(noisy != SLOTS)
@@ -44,7 +56,8 @@ def test_every_bit_flips_at_rate_one():
 
 
 def test_an_int8_cache_errs_by_codes():
-    noisy = np.asarray(CacheBits(0.05, dtype="int8", policy="raw")(KEY, SLOTS)[0])
+    settings = {"dtype": "int8", "scale": False}
+    noisy = np.asarray(CacheBits(0.05, policy="raw", **settings)(KEY, SLOTS)[0])
     slots = np.asarray(SLOTS)
     unit = np.abs(slots).max(-1, keepdims=True) / 127
     code, hit = np.rint(slots / unit).astype(np.int8), noisy != slots
@@ -52,14 +65,27 @@ def test_an_int8_cache_errs_by_codes():
     assert (read[hit] >= -128).all() and (read[hit] <= 127).all()
     flips = np.bitwise_count((read.astype(np.int8) ^ code).view(np.uint8))[hit].sum()
     assert abs(flips - 0.05 * 8 * slots.size) < 5 * np.sqrt(0.05 * 8 * slots.size)
-    legal = np.asarray(CacheBits(0.05, dtype="int8")(KEY, SLOTS)[0])
+    legal = np.asarray(CacheBits(0.05, **settings)(KEY, SLOTS)[0])
     assert (legal[(read == -128) & hit] == 0).all() and ((read == -128) & hit).any()
+
+
+def test_scales_of_an_int8_cache_err_too():
+    rate = 0.002
+    codes, both = (
+        np.asarray(CacheBits(rate, dtype="int8", policy="raw", scale=scale)(KEY, SLOTS)[0])
+        for scale in (False, True)
+    )
+    moved = (codes != both).any(-1)  # a scale's flip moves its whole slot
+    expected = moved.size * (1 - (1 - rate) ** 32)
+    assert abs(moved.sum() - expected) < 5 * np.sqrt(expected)
+    finite = np.asarray(CacheBits(0.05, dtype="int8")(KEY, SLOTS)[0])
+    assert np.isfinite(finite).all()
 
 
 def test_a_slot_errs_alike_in_any_batch():
     noise = CacheBits(0.1)
     whole = np.asarray(noise(KEY, SLOTS)[0])
-    np.testing.assert_array_equal(whole[2:3, 7:], noise(KEY, SLOTS[2:3, 7:])[0])
+    np.testing.assert_array_equal(whole[2:3, :7], noise(KEY, SLOTS[2:3, :7])[0])
 
 
 def test_floats_as_halves():
@@ -106,7 +132,7 @@ def test_trits_are_no_halves():
 TOKENS = np.arange(24)[None] + 97
 
 
-def test_noise_on_the_cache_is_of_the_layers_selected_and_at_zero_none():
+def test_noise_on_the_cache_is_of_the_layers_selected_and_at_zero_none(tmp_path):
     model = ternax.load("stdlib-bitnet")
     clean = np.asarray(model(TOKENS))
     for layers, strength, same in ((None, 0.0, True), (range(2, 3), 0.05, False)):
@@ -114,11 +140,16 @@ def test_noise_on_the_cache_is_of_the_layers_selected_and_at_zero_none():
         noisy, counts = ternax.perturb(model, noise, KEY, layers=layers, copy=True)
         assert set(counts.values()) == {0}
         assert "layers.2.attn.cache" in counts and len(counts) == (1 if layers else 3)
+        if layers:
+            assert noisy.layers.attn.memory.strength[...].tolist() == [0, 0, np.float32(strength)]
         assert np.array_equal(noisy(TOKENS), clean) == same
     with pytest.raises(UsageError, match="the cache is under a noise already"):
         ternax.perturb(noisy, noise, KEY)
     with pytest.raises(UsageError, match="in full passes alone"):
         ternax.generate(noisy, TOKENS, max_new_tokens=2)
+    for format in ("orbax", "hf", "gguf:TQ2_0"):
+        with pytest.raises(UsageError, match="layers.attn.memory is read with noise, which no"):
+            ternax.save(noisy, tmp_path / format[:4], format)
 
 
 def test_all_memory_is_the_sum_of_its_parts():
@@ -133,6 +164,20 @@ def test_all_memory_is_the_sum_of_its_parts():
     assert counts == expected
     assert counts["embedding"] > 0 and counts["layers.1.mlp.up"] > 0 and "norm" in counts
     assert noisy.layers.attn.memory is not None and model.layers.attn.memory is None
+
+
+def test_what_cannot_be_struck_whole_is_not_struck_at_all():
+    model = ternax.load("stdlib-bitnet")
+    before = np.asarray(model.layers.mlp.down.packed.data)
+    noise = MemoryBits(0.001)
+    with pytest.raises(UsageError, match="noise on norms is on all of one"):
+        ternax.perturb(model, noise, KEY, select=".*", rows=0.5)
+    np.testing.assert_array_equal(model.layers.mlp.down.packed.data, before)
+    noisy, _ = ternax.perturb(model, noise, KEY, select=".*")
+    after = np.asarray(noisy.layers.mlp.down.packed.data)
+    with pytest.raises(UsageError, match="the cache is under a noise already"):
+        ternax.perturb(noisy, noise, KEY, select=".*")
+    np.testing.assert_array_equal(noisy.layers.mlp.down.packed.data, after)
 
 
 def test_scales_of_floats_are_none(floats):
@@ -152,3 +197,5 @@ def test_bits_that_can_be_struck(floats):
     ):
         assert stored_bits(BitFlip(0.1, storage=storage), of, down) == expected
     assert stored_bits(BitFlip(0.1), model, "embedding") == 8 * 256 * 256
+    planes = ternax.load("stdlib-bitnet", scheme="ptqtp", weights="random")
+    assert stored_bits(BitFlip(0.1), planes, down) == 2 * 2 * 256 * 256
