@@ -129,7 +129,7 @@ def kept(study: Study, clean: Clean, store: Store, title: str, strength: float, 
     rise = float((found.rises * clean.text.num_bytes).sum() / clean.text.num_bytes.sum())
     finite = math.isfinite(rise)
     if finite:
-        metrics |= {
+        said = {
             "bits_per_byte": clean.bits_per_byte + rise,
             "bits_per_byte_rise": rise,
             "kl_bits": found.kl_bits,
@@ -137,6 +137,8 @@ def kept(study: Study, clean: Clean, store: Store, title: str, strength: float, 
             "top5_agreement": found.top5,
             "logit_cosine": found.cosine,
         }
+        # A divergence may overflow where the targets' losses do not.
+        metrics |= {name: value for name, value in said.items() if math.isfinite(value)}
         if found.diverged:
             metrics["first_divergence_tokens"] = sum(found.diverged) / len(found.diverged)
     else:

@@ -90,7 +90,9 @@ class Summary:
             where: dict = {"select": study.select, "rows": study.rows}
             cosines = robustness.by_depth(self.clean, noise, keys, **where)
             if all(map(math.isfinite, cosines)):
-                metrics = {name: measured[name] for name in ("noise_strength", "logit_cosine")}
+                metrics = {
+                    n: measured[n] for n in ("noise_strength", "logit_cosine") if n in measured
+                }
                 yield self.record(
                     f"{title}: {BY_DEPTH}", metrics, samples=tuple(cosines), sample_unit="cosine"
                 )
@@ -102,12 +104,10 @@ class Summary:
         for end, value in (("low", texts.low), ("high", texts.high)):
             if value is not None:
                 metrics[f"bits_per_byte_rise_text_{end}"] = value
-        for name in ("kl_bits", "top1_agreement", "top5_agreement", "logit_cosine"):
-            metrics[name] = statistics.fmean(r.metrics[name] for r in found)
-        if all("first_divergence_tokens" in r.metrics for r in found):
-            metrics["first_divergence_tokens"] = statistics.fmean(
-                r.metrics["first_divergence_tokens"] for r in found
-            )
+        means = "kl_bits", "top1_agreement", "top5_agreement", "logit_cosine"
+        for name in (*means, "first_divergence_tokens"):
+            if all(name in r.metrics for r in found):
+                metrics[name] = statistics.fmean(r.metrics[name] for r in found)
         return metrics
 
     def _snr(self, title: str, measured, products) -> Iterator[Record]:

@@ -100,7 +100,7 @@ def depth(records: list[Record]) -> list[str]:
         [
             *(title(r), f"{r.metrics['noise_strength']:g}"),
             *(f"{r.samples[i]:.4f}" for i in shown),
-            f"{r.metrics['logit_cosine']:.4f}",
+            cell(r.metrics, "logit_cosine", 6),
         ]
         for r in found
     ]

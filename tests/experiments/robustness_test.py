@@ -1,10 +1,12 @@
 """experiments.robustness: records, table, resuming, and what it refuses."""
 
+import dataclasses
 import math
 
 import pytest
 
 from ternax import cost
+from ternax import robustness as measured
 from ternax.configs.stdlib import STDLIB_BITNET
 from ternax.experiments import robustness
 from ternax.noise_summary import area, crossing, shape_error
@@ -173,3 +175,17 @@ def test_the_cache_and_all_memory(tmp_path, capsys):
     assert points["memory_bits,cache=int8"]["changed_count"] > 1000
     assert all("first_divergence_tokens" not in metrics for metrics in points.values())
     assert "plug-in" not in said.partition("strength tolerated")[0]
+
+
+def test_a_divergence_that_overflows_is_left_out(tmp_path, capsys, monkeypatch):
+    right = measured.contrast
+
+    def overflowed(*arguments):
+        return dataclasses.replace(right(*arguments), kl_bits=math.inf)
+
+    monkeypatch.setattr(measured, "contrast", overflowed)
+    flags = ["--sequences=4", "--length=16", "--draws=2", "--strengths=0.01", "--noise=stuck"]
+    records, _ = ran(capsys, tmp_path / "out", *flags, "--no_sensitivity", "--no_forecast")
+    known = [r.metrics for r in records if "bits_per_byte_rise" in r.metrics]
+    assert len(known) == 3 and all("kl_bits" not in metrics for metrics in known)
+    assert all("top1_agreement" in metrics for metrics in known)
