@@ -74,18 +74,23 @@ def spread(metrics: dict) -> str:
     """ "0.0512 +-0.0030"; a rise that is not finite is "not finite"."""
     if "bits_per_byte_rise" not in metrics:
         return "not finite"
-    text = f"{metrics['bits_per_byte_rise']:.4f}"
+    text = bits(metrics["bits_per_byte_rise"], 4)
     if "bits_per_byte_rise_low" in metrics:
         reach = metrics["bits_per_byte_rise_high"] - metrics["bits_per_byte_rise_low"]
-        text += f" +-{reach / 2:.4f}"
+        text += f" +-{bits(reach / 2, 4)}"
     return text
+
+
+def bits(value: float, digits: int) -> str:
+    """Logits of a model that is lost reach any size."""
+    return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.1e}"
 
 
 def over_text(metrics: dict) -> str:
     if "bits_per_byte_rise_text_low" not in metrics:
         return ""
     low, high = (metrics[f"bits_per_byte_rise_text_{end}"] for end in ("low", "high"))
-    return f"[{low:.3f}, {high:.3f}]"
+    return f"[{bits(low, 3)}, {bits(high, 3)}]"
 
 
 def depth(records: list[Record]) -> list[str]:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from ternax import cost
+from ternax import cost, noise_table
 from ternax import robustness as measured
 from ternax.configs.stdlib import STDLIB_BITNET
 from ternax.experiments import robustness
@@ -189,3 +189,10 @@ def test_a_divergence_that_overflows_is_left_out(tmp_path, capsys, monkeypatch):
     known = [r.metrics for r in records if "bits_per_byte_rise" in r.metrics]
     assert len(known) == 3 and all("kl_bits" not in metrics for metrics in known)
     assert all("top1_agreement" in metrics for metrics in known)
+
+
+def test_a_lost_model_fits_its_columns():
+    metrics = {"bits_per_byte_rise": 5.34e36, "bits_per_byte_rise_low": -7e36}
+    metrics |= {"bits_per_byte_rise_high": 1.8e37}
+    assert noise_table.spread(metrics) == "5.3e+36 +-1.2e+37"
+    assert noise_table.spread({"bits_per_byte_rise": 6.5409}) == "6.5409"
