@@ -207,7 +207,7 @@ def together(args) -> None:
         return lines_along(args)
     records = noise_meta.combine(args.combine, args.against, args.command_line)
     with open_store(args.output_dir, "robustness", records[0].config, "together") as store:
-        store.shown = noise_meta.lines
+        store.shown = lambda _: noise_meta.lines(records)  # and not what lies there already
         for record in records:
             store.append(record)
         print("\n".join(noise_meta.lines(records)))
