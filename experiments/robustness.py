@@ -164,9 +164,13 @@ def robustness(args) -> None:
     with open_store(args.output_dir, "robustness", study.config, "noise") as store:
         with progress("robustness", None, "") as advance:
             clean = measured.look(model, windows)
+            origin, _, said = study.text.partition("; ")
             head = (
-                row("model", f"{study.config}, {source.origin}"),
-                row("text", f"{study.text}; {len(windows.tokens)} sequences of {args.length}"),
+                row("model", f"{study.config}, {origin}"),
+                row(
+                    "text",
+                    f"{said}; {len(windows.tokens)} sequences of {args.length}",
+                ),
                 row("clean", f"{clean.bits_per_byte:.4f} bits/byte"),
             )
             print("\n".join(head), flush=True)

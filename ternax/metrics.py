@@ -245,6 +245,8 @@ METRICS: dict[str, Metric] = {
         "s", "after programming, until phase-change cells as measured cost 0.05 bits/byte"
     ),
     "refresh_020_s": Metric("s", "the same for 0.2 bits/byte"),
+    "tolerated_005_draws": Metric("count", "draws that cost 0.05 bits/byte at some strength tried"),
+    "tolerated_020_draws": Metric("count", "draws that cost 0.2 bits/byte at some strength tried"),
     "tolerated_005": Metric("", "strength that costs 0.05 bits/byte, geometric mean of draws"),
     "tolerated_005_low": Metric("", "lower end of its 95 % interval over draws"),
     "tolerated_005_high": Metric("", "upper end of that interval"),

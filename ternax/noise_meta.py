@@ -8,6 +8,7 @@ import dataclasses
 import math
 import pathlib
 import statistics
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,13 @@ from ternax.estimate import named, paired_difference, t_interval
 from ternax.noise_point import HOW
 from ternax.record import Record, read_records
 from ternax.table import columns
+
+LEGEND = textwrap.wrap(
+    "rise: bits per byte more than clean, mean of models, draws and text; +-: its standard errors, "
+    "of draws of the noise, of the text and of models, each alone (0 where models differ by no "
+    "more than draws do); brackets: 95 % intervals over pairs of models.",
+    100,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +84,8 @@ def combine(
         _together(point, [arm[point] for arm in ours], [arm[point] for arm in theirs])
         for point in shared
     ]
+    names = list(dict.fromkeys(_point(record)[0] for record in found))
+    found.sort(key=lambda r: (names.index(_point(r)[0]), r.metrics["noise_strength"]))
     return [dataclasses.replace(record, flags=flags_text) for record in found]
 
 
@@ -100,7 +110,11 @@ def draws(records: Sequence[Record], folder: str) -> dict[str, list[Record]]:
     """ "bitflip at 0.01 on layers..*" -> its draws. UsageError where a study has none."""
     found: dict[str, list[Record]] = {}
     for record in records:
-        title, _, number = record.note.split(HOW, 1)[0].rpartition(", draw ")
+        title, how = (record.note.split(HOW, 1) + [""])[:2]
+        title, _, number = title.rpartition(", draw ")
+        select = how.rpartition("; select ")[2].rpartition(", rows ")[0]
+        if select and not title.endswith(f" on {select}"):
+            continue  # a projection struck alone
         if record.phase == "evaluate" and number.isdigit() and ": " not in title:
             found.setdefault(title, []).append(record)
     if not found:
@@ -171,7 +185,7 @@ def lines(records: list[Record]) -> list[str]:
     found = columns(heads, rows)
     m = records[0].metrics
     if "bits_per_byte_difference" not in m:
-        return found
+        return [*found, "", *LEGEND]
     less = (
         ("less the other arm's", 26),
         ("strength", 8),
@@ -181,7 +195,8 @@ def lines(records: list[Record]) -> list[str]:
     both = ("rise_difference", "bits_per_byte_struck_difference")
     rows = [[*_point(r), *(difference(r.metrics, name) for name in both)] for r in records]
     clean = difference(m, "bits_per_byte_difference")
-    return [*found, "", *columns(less, rows), f"clean loss, less the other arm's: {clean}"]
+    last = f"clean loss, less the other arm's: {clean}"
+    return [*found, "", *columns(less, rows), last, "", *LEGEND]
 
 
 def _point(record: Record) -> tuple[str, str]:

@@ -131,19 +131,23 @@ class Summary:
         points: at each strength of the sweep, its draws.
         """
         strengths, draws = self.study.sweeps[spec], self.study.draws
-        metrics: dict[str, float] = {"noise_draws": draws, **self._model()}
         noise = make_noise(spec, strength=strengths[0])
+        metrics: dict[str, float] = {"noise_draws": draws, **self._model()}
         if isinstance(noise, BitFlip):
             bits = stored_bits(noise, self.clean.model, self.study.select)
             metrics["stored_bits"] = round(self.study.rows * bits)
+        most = 1.0 if noise.bounded else math.inf
+
+        def strength_of(logarithm):
+            return min(math.exp(min(logarithm, 700)), most)
+
         for name, loss in LOSSES.items():
-            found = [
-                crossing(strengths, [rises([at[draw]])[0] for at in points], loss)
-                for draw in range(draws)
-            ]
+            drawn = [[rises([at[draw]])[0] for at in points] for draw in range(draws)]
+            found = [crossing(strengths, rise, loss) for rise in drawn]
+            metrics[f"tolerated_{name}_draws"] = sum(max(rise) >= loss for rise in drawn)
             reached = [math.log(value) for value in found if value is not None]
             if len(reached) == draws:  # else the mean would be of the weaker draws alone
-                metrics |= named(f"tolerated_{name}", t_interval(reached).map(math.exp))
+                metrics |= named(f"tolerated_{name}", t_interval(reached).map(strength_of))
         if len(strengths) > 1:
             # What is not finite agrees with nothing.
             areas = [
@@ -280,13 +284,14 @@ def area(x: Sequence[float], y: Sequence[float]) -> float:
 def crossing(strengths: Sequence[float], rises: Sequence[float], loss: float) -> float | None:
     """The strength where the rise reaches `loss`, on the logarithm of both; None if it does not.
 
-    Below the least strength the rise is taken to grow in proportion to it.
+    Below the least strength the rise is taken to grow in proportion to it, down to a tenth; a model
+    that is lost there already says nothing of less.
     """
     for i, (strength, rise) in enumerate(zip(strengths, rises, strict=True)):
         if rise < loss:
             continue
         if i == 0:
-            return strength * loss / rise
+            return strength * loss / rise if rise <= 10 * loss else None
         low, before = strengths[i - 1], rises[i - 1]
         if before <= 0 or not math.isfinite(rise):
             share = (loss - before) / (rise - before) if math.isfinite(rise) else 0.0

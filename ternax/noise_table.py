@@ -211,7 +211,11 @@ def controls(records: list[Record]) -> list[str]:
 def tolerated(metrics: dict, name: str) -> str:
     name = f"tolerated_{name}"
     if name not in metrics:
-        return "beyond those tried"
+        # Records of before do not say how many draws cost so much.
+        reached, draws = metrics.get(f"{name}_draws", 0), metrics["noise_draws"]
+        if reached == draws:
+            return "below those tried"
+        return f"in {reached} of {draws} draws" if reached else "beyond those tried"
     text = f"{metrics[name]:.3g}"
     if f"{name}_low" in metrics:
         text += f" [{metrics[f'{name}_low']:.3g}, {metrics[f'{name}_high']:.3g}]"

@@ -124,17 +124,25 @@ def _grid(columns) -> list[str]:
     ]
 
 
-def columns(heads: Sequence[tuple[str, int]], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells under heads, a name and a width each; the first stand left, the others right.
+def columns(
+    heads: Sequence[tuple[str, int]], rows: Sequence[Sequence[str]], width: int = 100
+) -> list[str]:
+    """Rows of cells under heads, a name and a least width each; the first stand left, the others
+    right.
 
-    A column in which no row has anything is left out.
+    A column in which no row has anything is left out. The first grows, and is cut, as far as a
+    line of `width` has room for what it says.
     """
-    kept = [i for i, cells in enumerate(zip(*rows, strict=True)) if i == 0 or any(cells)]
+    kept = [i for i, cells in enumerate(zip(*rows, strict=True)) if i == 0 or any(cells)] or [0]
+    table = [[name for name, _ in heads], *rows]
+    widths = [max(heads[i][1], *(len(row[i]) for row in table)) for i in kept[1:]]
+    longest = max(len(row[0]) for row in table)
+    room = max(width - sum(widths) - len(widths), 4)
+    first = min(max(heads[0][1], longest), room)
     lines = []
-    for cells in ([name for name, _ in heads], *rows):
-        first, *others = [(cells[i], heads[i][1]) for i in kept] or [(heads[0][0], heads[0][1])]
-        line = f"{first[0]:{first[1]}.{first[1]}}" + "".join(f" {c:>{w}}" for c, w in others)
-        lines.append(line.rstrip())
+    for row in table:
+        others = "".join(f" {row[i]:>{w}}" for i, w in zip(kept[1:], widths, strict=True))
+        lines.append(f"{row[0]:{first}.{first}}{others}".rstrip())
     return lines
 
 

@@ -70,6 +70,7 @@ def test_row_keeps_every_word_in_a_column_of_its_own(words):
 
 def test_columns_leave_out_what_is_empty():
     heads = [("name", 4), ("none", 6), ("n", 3), ("last", 5)]
-    found = columns(heads, [["alphabet", "", "1", ""], ["b", "", "22", "x"]])
+    found = columns(heads, [["alphabet", "", "1", ""], ["b", "", "22", "x"]], width=14)
     assert found == ["name   n  last", "alph   1", "b     22     x"]
+    assert columns(heads, [["alphabet", "", "1", ""]]) == ["name       n", "alphabet   1"]
     assert columns(heads, []) == ["name"]

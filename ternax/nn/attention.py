@@ -117,7 +117,9 @@ class Attention(nnx.Module):
                 k, v = self.memory(k, v)
             out = attend_full(rotate(q, rope), k, v, start)
         elif self.memory is not None:
-            raise UsageError("noise on the cache is in full passes alone, not in those that decode")
+            raise UsageError(
+                "noise on the cache is in full passes, model(tokens), not in generate's steps"
+            )
         else:
             out, cache = attend_cached(qkv, rope, cache, layer, self.backend, self.across)
         out = out.reshape(*x.shape[:2], -1)

@@ -22,6 +22,7 @@ VALUES = {
     "norms": jnp.asarray(RNG.uniform(0.5, 2, (400,)), jnp.float32),
     "weights": jnp.asarray(CODES, jnp.float32),
     "inputs": jnp.asarray(RNG.normal(size=(5, 72)), jnp.float32),
+    "cache": jnp.asarray(RNG.normal(size=(2, 9, 2, 8)), jnp.float32),
     "accumulator": jnp.asarray(RNG.normal(size=(5, 40)), jnp.float32),
 }
 # Every name, and every option of theirs, at least once.
@@ -47,7 +48,10 @@ SPECS = {
     "input_gaussian": ("",),
     "input_clip": ("",),
     "input_grid": ("",),
+    "cache_bits": ("", "dtype=int8", "dtype=int8,scale=False,policy=raw"),
 }
+# Made of parts, which strike what they are of: tests/noise/memory_test.py.
+OF_PARTS = {"memory_bits": ("policy=raw,cache=int8",)}
 CASES = [",".join(filter(None, (name, option))) for name, all_ in SPECS.items() for option in all_]
 
 
@@ -107,10 +111,11 @@ def test_vmap_is_one_after_the_other(spec):
 
 
 def test_every_noise_and_option_is_tried():
-    assert set(SPECS) == set(NOISES)
+    specs = {**SPECS, **OF_PARTS}
+    assert set(specs) == set(NOISES)
     for name, kind in NOISES.items():
         options = {field.name for field in dataclasses.fields(kind)[1:]}
-        tried = {part.partition("=")[0] for option in SPECS[name] for part in option.split(",")}
+        tried = {part.partition("=")[0] for option in specs[name] for part in option.split(",")}
         assert options == tried - {""}, name
         assert kind.domain in DOMAINS
 

@@ -145,7 +145,7 @@ def test_noise_on_the_cache_is_of_the_layers_selected_and_at_zero_none(tmp_path)
         assert np.array_equal(noisy(TOKENS), clean) == same
     with pytest.raises(UsageError, match="the cache is under a noise already"):
         ternax.perturb(noisy, noise, KEY)
-    with pytest.raises(UsageError, match="in full passes alone"):
+    with pytest.raises(UsageError, match="in full passes, model"):
         ternax.generate(noisy, TOKENS, max_new_tokens=2)
     for format in ("orbax", "hf", "gguf:TQ2_0"):
         with pytest.raises(UsageError, match="layers.attn.memory is read with noise, which no"):
