@@ -78,7 +78,7 @@ def test_policies():
     in_order(
         f"| `{noise}` | {with_interval(m, '005')} | {with_interval(m, '020')} |"
         for noise, m in tolerances("policies")
-        if "tolerated_020" in m
+        if "tolerated_020" in m and "norm" not in noise  # a cliff
     )
 
 
