@@ -161,7 +161,8 @@ def check_domain(noise: NoiseModel, chosen: list[Target], rows: float = 1.0) -> 
     """UsageError where a target does not hold what the noise strikes."""
     if noise.domain in ("norms", "cache"):
         if rows < 1:
-            raise UsageError(f"noise on {noise.domain} is on all of one, found rows {rows}")
+            whole = "whole norms" if noise.domain == "norms" else "a whole cache"
+            raise UsageError(f"noise on {noise.domain} is on {whole}, found rows {rows}")
         return
     for target in chosen:
         format, table = target.node.format, isinstance(target.node, PackedTable)

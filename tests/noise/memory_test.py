@@ -170,7 +170,7 @@ def test_what_cannot_be_struck_whole_is_not_struck_at_all():
     model = ternax.load("stdlib-bitnet")
     before = np.asarray(model.layers.mlp.down.packed.data)
     noise = MemoryBits(0.001)
-    with pytest.raises(UsageError, match="noise on norms is on all of one"):
+    with pytest.raises(UsageError, match="noise on norms is on whole norms"):
         ternax.perturb(model, noise, KEY, select=".*", rows=0.5)
     np.testing.assert_array_equal(model.layers.mlp.down.packed.data, before)
     noisy, _ = ternax.perturb(model, noise, KEY, select=".*")
