@@ -167,10 +167,7 @@ def robustness(args) -> None:
             origin, _, said = study.text.partition("; ")
             head = (
                 row("model", f"{study.config}, {origin}"),
-                row(
-                    "text",
-                    f"{said}; {len(windows.tokens)} sequences of {args.length}",
-                ),
+                row("text", f"{said}; {len(windows.tokens)} sequences of {args.length}"),
                 row("clean", f"{clean.bits_per_byte:.4f} bits/byte"),
             )
             print("\n".join(head), flush=True)

@@ -264,8 +264,8 @@ def stored_bits(noise: BitFlip, model: Decoder, select: str) -> int:
 
 def whole_trits(study: Study, clean: Clean) -> bool:
     """Whether products are foreseen: of whole projections, and only where all struck are trits."""
-    domains = {make_noise(spec, strength=s[0]).domain for spec, s in study.sweeps.items()}
-    if domains & {"norms", "cache", "memory"}:
+    noises = (make_noise(spec, strength=s[0]) for spec, s in study.sweeps.items())
+    if any(part.domain in ("norms", "cache") for noise in noises for part in noise.parts()):
         return False
     names = [name for target in selected(clean.model, study.select) for name in target.names()]
     return study.rows == 1 and all(name in clean.codes for name in names)

@@ -205,12 +205,13 @@ def by_depth(
     for key in keys:
         noisy, _ = injection.perturb(clean.model, noise, key, copy=True, **selection)
         seen = taps.projection_inputs(noisy, clean.text.tokens[:rows, :-1])
-        pairs = ((clean.inputs[name].ravel(), seen[name].ravel()) for name in names)
-        found.append([_cosine(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs])
+        found.append([_cosine(clean.inputs[name], seen[name]) for name in names])
     return np.mean(found, axis=0).tolist()
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two arrays as long vectors; 0 where one is nothing."""
+    a, b = (x.ravel().astype(np.float64) for x in (a, b))
     size = np.linalg.norm(a) * np.linalg.norm(b)
     return float(a @ b / size) if size > 0 else 0.0
 
@@ -267,8 +268,7 @@ def products(
             pattern, layer = _pattern(name)
             own = jax.random.fold_in(tensor_key(key, pattern), layer)
             noisy = _struck(noise, own, codes, x)
-            size = np.linalg.norm(y) * np.linalg.norm(noisy)
-            found.append(float((y * noisy).sum() / size) if size > 0 else 0.0)
+            found.append(_cosine(y, noisy))
             snr.append(decibels(np.square(y).sum(), np.square(noisy - y).sum()))
         expected = plug_in(noise, codes, x)
         form = None
